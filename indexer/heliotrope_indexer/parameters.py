@@ -1,0 +1,108 @@
+"""The parameters of the interest vector and of the scoring layer: part of every snapshot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EventType = Literal["view", "click", "purchase", "rating", "favorite", "share", "dislike", "hide"]
+"""The event types that carry a gain; `undo` carries none: it takes another event back."""
+
+EVENT_TYPES: tuple[EventType, ...] = (
+    "view",
+    "click",
+    "purchase",
+    "rating",
+    "favorite",
+    "share",
+    "dislike",
+    "hide",
+)
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Gain(BaseModel):
+    """How much one event moves the interest vector: `weight * (value - center)`, bounded by `max_gain`.
+
+    `center` is the neutral value: with 3 for a rating of 0.5 to 5 stars, a rating of 2 pushes away.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: _Finite
+    center: _Finite = 0.0
+
+
+class SearchParameters(BaseModel):
+    """How the server searches `index.faiss`; chosen by measured recall of the re-scored result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nprobe: Annotated[int, Field(ge=1)]
+    candidates: Annotated[int, Field(ge=1)]
+    """How many hits of the index to re-score exactly on the mapped float32 vectors."""
+
+
+DEFAULT_GAINS: Mapping[EventType, Gain] = {
+    "view": Gain(weight=0.2),
+    "click": Gain(weight=0.5),
+    "purchase": Gain(weight=1.0),
+    "rating": Gain(weight=0.5, center=3.0),
+    "favorite": Gain(weight=1.0),
+    "share": Gain(weight=0.8),
+    "dislike": Gain(weight=-0.5),
+    "hide": Gain(weight=-1.0),
+}
+
+
+class Parameters(BaseModel):
+    """Everything that turns events into a score, for H horizons.
+
+    With `s_h = sum g_e 2^(-(t - t_e)/half_life_h) x_e` and `m_h` the same sum over `abs(g_e)`:
+    `v_h = (kappa_h * prior + s_h) / (kappa_h + m_h)` and
+    `score(u, i) = sum_h v_h^T A_h x_i + b_i + gamma * log1p(count_i(t)) + intercept`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    half_lives_s: Annotated[tuple[_Positive, ...], Field(min_length=1)]
+    kappas: Annotated[tuple[_Positive, ...], Field(min_length=1)]
+    gains: dict[EventType, Gain] = Field(default_factory=lambda: dict(DEFAULT_GAINS))
+    max_gain: _Positive = 1.0
+    live_popularity_weight: _NonNegative = 0.0
+    popularity_half_life_s: _Positive = 14 * 86_400.0
+    intercept: _Finite = 0.0
+    search: SearchParameters | None = None
+    """None: the retriever is exact."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.kappas) != len(self.half_lives_s):
+            raise ValueError(
+                f"{len(self.half_lives_s)} half-lives but {len(self.kappas)} kappas; one for each horizon"
+            )
+        missing = [name for name in EVENT_TYPES if name not in self.gains]
+        if missing:
+            raise ValueError(f"no gain for the event types {', '.join(missing)}")
+        return self
+
+    @property
+    def horizons(self) -> int:
+        """H, the number of horizons."""
+        return len(self.half_lives_s)
+
+    def gain(self, event_type: str, value: float = 1.0) -> float:
+        """The bounded gain `g_e` of one event.
+
+        Raises KeyError for an event type without a gain and ValueError for a value that is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"the value of an event must be finite, not {value}")
+        gain = self.gains[event_type]  # type: ignore[index]  # the KeyError is the documented answer
+        return min(self.max_gain, max(-self.max_gain, gain.weight * (value - gain.center)))

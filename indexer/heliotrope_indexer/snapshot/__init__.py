@@ -1,0 +1,8 @@
+"""The snapshot artefact: its writer, its reader and the store that holds its versions."""
+
+from heliotrope_indexer.catalog_item import CatalogItem
+from heliotrope_indexer.snapshot.reader import Snapshot
+from heliotrope_indexer.snapshot.store import SnapshotStore
+from heliotrope_indexer.snapshot.writer import write_snapshot
+
+__all__ = ["CatalogItem", "Snapshot", "SnapshotStore", "write_snapshot"]

@@ -1,0 +1,141 @@
+"""Reads one snapshot folder: every array memory-mapped, so that all shards of a host share one copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from heliotrope_indexer.catalog_item import CatalogItem
+from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError, SnapshotNotFoundError
+from heliotrope_indexer.features import features
+from heliotrope_indexer.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, Manifest, check_size
+from heliotrope_indexer.parameters import Parameters
+
+if TYPE_CHECKING:
+    import faiss
+
+
+class Snapshot:
+    """An immutable catalogue with its vectors, scoring layer and index. Rows number the items from 0."""
+
+    version: str
+    manifest: Manifest
+    path: Path
+    item_ids: list[str]
+    """The n item ids in row order."""
+    vectors: NDArray[np.float32]
+    """(n, d): the item vectors x_i."""
+    bias: NDArray[np.float32]
+    """(n,): the item biases b_i."""
+    projection: NDArray[np.float32]
+    """(d, D): W."""
+    feature_mean: NDArray[np.float32]
+    """(D,): the catalogue mean of the L2-normalised pooled vectors."""
+    prior: NDArray[np.float32]
+    """(d,): the population prior."""
+    scoring_matrices: NDArray[np.float32]
+    """(H, d, d): A_h."""
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        """Opens the snapshot in the folder `path`.
+
+        With `verify` every file is hashed; without, only lengths and shapes are checked.
+        Raises SnapshotNotFoundError, SnapshotFormatError or SnapshotCorruptError.
+        """
+        self.path = path
+        self.manifest = read_manifest(path)
+        self.version = self.manifest.version
+        for name, entry in self.manifest.files.items():
+            if verify:
+                self.manifest.check_file(path / name)
+            else:
+                check_size(path / name, entry)
+        n, d, wide = self.manifest.n_items, self.manifest.dimension, self.manifest.feature_dimension
+        self.vectors = self._array("vectors.npy", (n, d))
+        self.bias = self._array("bias.npy", (n,))
+        self.projection = self._array("projection.npy", (d, wide))
+        self.feature_mean = self._array("feature_mean.npy", (wide,))
+        self.prior = self._array("prior.npy", (d,))
+        self.scoring_matrices = self._array("scoring_matrices.npy", (self.parameters.horizons, d, d))
+        self._items = self._read_items()
+        self.item_ids = self._items.column("item_id").to_pylist()
+        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @property
+    def parameters(self) -> Parameters:
+        """Half-lives, gains and weights that belong to these vectors."""
+        return self.manifest.parameters
+
+    def __len__(self) -> int:
+        return self.manifest.n_items
+
+    def row_of(self, item_id: str) -> int | None:
+        """The row of an item, None when the catalogue does not hold it."""
+        return self._rows.get(item_id)
+
+    def item(self, row: int) -> CatalogItem:
+        """The catalogue entry of a row; IndexError outside of 0 .. n - 1."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is outside of 0 .. {len(self) - 1}")
+        title, description, categories = (
+            self._items.column(name)[row].as_py() for name in ("title", "description", "categories")
+        )
+        return CatalogItem(self.item_ids[row], title, description, tuple(categories))
+
+    def index(self) -> faiss.Index | None:
+        """The FAISS index over `[x_i ; b_i ; 0 pad]` (inner product), memory-mapped; None: search exactly."""
+        if INDEX_FILE not in self.manifest.files:
+            return None
+        import faiss
+
+        # IO_FLAG_MMAP copies the codes; the IFC flag really maps them.
+        return faiss.read_index(str(self.path / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
+
+    def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Text vectors from pooled encoder output: (n, D) -> (n, d), `W normalise(normalise(pooled) - mean)`.
+
+        The one formula by which a text becomes an item-like vector: items without events, declared interests
+        and searches all go through it.
+        """
+        return features(pooled, self.feature_mean) @ self.projection.T
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        try:
+            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise SnapshotCorruptError(
+                f"{name} of snapshot {self.version} is not an array: {error}"
+            ) from error
+        if array.shape != shape or array.dtype != np.float32:
+            raise SnapshotFormatError(
+                f"{name} of snapshot {self.version} is {array.dtype} {array.shape}; expected float32 {shape}"
+            )
+        return array  # type: ignore[no-any-return]
+
+    def _read_items(self) -> pa.Table:
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(self.path / ITEMS_FILE))).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise SnapshotCorruptError(
+                f"{ITEMS_FILE} of snapshot {self.version} cannot be read: {error}"
+            ) from error
+        if table.num_rows != len(self):
+            raise SnapshotFormatError(
+                f"{ITEMS_FILE} of snapshot {self.version} has {table.num_rows} rows; expected {len(self)}"
+            )
+        return table.combine_chunks()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads and checks the manifest in a snapshot folder; the manifest names the folder."""
+    try:
+        text = (path / MANIFEST_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SnapshotNotFoundError(f"there is no snapshot at {path}: no {MANIFEST_FILE}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise SnapshotCorruptError(f"{path / MANIFEST_FILE} cannot be read: {error}") from error
+    return Manifest.parse(text, name=str(path / MANIFEST_FILE))
