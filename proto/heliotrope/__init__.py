@@ -1,0 +1,55 @@
+"""Client of Heliotrope, a vector-search recommendation server.
+
+>>> from heliotrope import Client
+>>> client = Client("localhost:50051")
+>>> token = client.record_event("u1", "m50", "rating", value=5)
+>>> client.recommend("u1", count=10, explain=True, version_token=token)
+"""
+
+from heliotrope.async_client import AsyncClient
+from heliotrope.call import EventReceipt
+from heliotrope.client import Client
+from heliotrope.connection import Tls
+from heliotrope.errors import (
+    ConnectionSettingsError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    HeliotropeError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+    VersionNotAvailableError,
+)
+from heliotrope.event import Event
+from heliotrope.retry import RetryPolicy
+from heliotrope.v1.catalog_pb2 import Item
+from heliotrope.v1.recommendation_pb2 import ContributionKind, RecommendRequest, Source
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConnectionSettingsError",
+    "ContributionKind",
+    "DeadlineExceededError",
+    "Event",
+    "EventReceipt",
+    "FailedPreconditionError",
+    "HeliotropeError",
+    "InternalError",
+    "InvalidRequestError",
+    "Item",
+    "NotFoundError",
+    "OverloadedError",
+    "RecommendRequest",
+    "RetryPolicy",
+    "ServerError",
+    "Source",
+    "Tls",
+    "UnavailableError",
+    "UnsupportedError",
+    "VersionNotAvailableError",
+]

@@ -1,0 +1,359 @@
+"""The synchronous client of a Heliotrope server."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from heliotrope import call as calls
+from heliotrope.call import MAX_BATCH_EVENTS, MAX_BATCH_USERS, Call, EventReceipt, SeenPolicyName
+from heliotrope.connection import CONNECT_TIMEOUT_S, Stubs, Tls, channel_options, check_address
+from heliotrope.errors import ServerError, UnavailableError, UnsupportedError, from_element, from_rpc_error
+from heliotrope.event import Event, EventTypeName, Time
+from heliotrope.retry import Attempts, RetryPolicy
+from heliotrope.shard_map import Router
+from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, profile_pb2, recommendation_pb2
+
+Part = TypeVar("Part")
+Reply = TypeVar("Reply")
+
+
+class Client:
+    """Calls a Heliotrope server; safe to share between threads.
+
+    Every call has a deadline (`timeout_s`, over all attempts). Reads and `record_events` are retried when the
+    server is unavailable, every call when it is overloaded and says when to come back. Calls about a user
+    go to the shard that owns the user, or through `address` where a shard can't be reached directly.
+
+    Failures raise a `heliotrope.errors.ServerError`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: Tls | None = None,
+        timeout_s: float = 10.0,
+        retry: RetryPolicy | None = None,
+        direct: bool = True,
+    ) -> None:
+        """Connects when first used. `direct=False` sends everything through `address`.
+
+        Raises ConnectionSettingsError for an address that is not HOST:PORT or an unusable TLS file.
+        """
+        self._router = Router(check_address(address), direct=direct)
+        self._credentials = tls.credentials() if tls else None
+        self._options = channel_options(address, tls)
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+        self._lock = threading.Lock()
+        self._stubs: dict[str, Stubs] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def recommend(
+        self,
+        user_id: str,
+        *,
+        count: int = 10,
+        seen: SeenPolicyName = "exclude",
+        excluded_item_ids: Iterable[str] = (),
+        version_token: str = "",
+        explain: bool = False,
+        request_time: Time | None = None,
+        timeout_s: float | None = None,
+    ) -> recommendation_pb2.RecommendResponse:
+        """The best `count` items for a user; an unknown user gets what the population likes."""
+        request = calls.recommend_request(
+            user_id,
+            count=count,
+            seen=seen,
+            excluded_item_ids=excluded_item_ids,
+            version_token=version_token,
+            explain=explain,
+            request_time=request_time,
+        )
+        return self._run(calls.recommend(request), timeout_s)
+
+    def recommend_batch(
+        self,
+        users: Iterable[str | recommendation_pb2.RecommendRequest],
+        *,
+        count: int = 10,
+        seen: SeenPolicyName = "exclude",
+        explain: bool = False,
+        request_time: Time | None = None,
+        timeout_s: float | None = None,
+    ) -> list[recommendation_pb2.RecommendResponse | ServerError]:
+        """Answers for many users, in their order, any number; a refused one is an error in its place.
+
+        A user is an id, asked for with the other arguments, or a whole RecommendRequest.
+        """
+        requests = [
+            calls.recommend_request(user, count=count, seen=seen, explain=explain, request_time=request_time)
+            for user in users
+        ]
+        self._learn_shard_map()
+        groups = self._router.split((request.user_id for request in requests), MAX_BATCH_USERS)
+
+        def ask(positions: list[int]) -> list[recommendation_pb2.RecommendResponse | ServerError]:
+            batch = [requests[position] for position in positions]
+            reply = self._run(calls.recommend_batch(batch), timeout_s)
+            return [calls.answer(result) for result in reply.results]
+
+        return calls.in_order(groups, self._in_parallel(ask, groups))
+
+    def recommend_stream(
+        self,
+        users: Iterable[str | recommendation_pb2.RecommendRequest],
+        *,
+        count: int = 10,
+        explain: bool = False,
+        timeout_s: float = 600.0,
+    ) -> Iterator[recommendation_pb2.RecommendResponse | ServerError]:
+        """Asks on one stream and yields the answers in order; `timeout_s` bounds the whole stream."""
+        requests = (
+            recommendation_pb2.StreamRecommendRequest(
+                request=calls.recommend_request(user, count=count, explain=explain)
+            )
+            for user in users
+        )
+        stubs = self._stubs_of(self._router.entry)
+        try:
+            for reply in stubs.recommendation.StreamRecommend(requests, timeout=timeout_s):
+                yield calls.answer(reply)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def record_event(
+        self,
+        user_id: str,
+        item_id: str,
+        type: EventTypeName = "click",
+        *,
+        value: float | None = None,
+        time: Time | None = None,
+        event_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Records one event and returns its version token; raises if the event is refused."""
+        event = calls.one_event(user_id, item_id, type, value, time, event_id)
+        receipt = self.record_events([event], timeout_s=timeout_s)
+        for result in receipt.rejected:
+            raise from_element(result.error)
+        return receipt.version_token(user_id)
+
+    def record_events(
+        self, events: Iterable[Event], *, history_import: bool = False, timeout_s: float | None = None
+    ) -> EventReceipt:
+        """Records any number of events; each is judged on its own, see `EventReceipt.rejected`.
+
+        When it raises, some may be recorded: send the same Event objects again, each counts once.
+        """
+        batch = list(events)
+        self._learn_shard_map()
+        groups = self._router.split((event.user_id for event in batch), MAX_BATCH_EVENTS)
+
+        def send(positions: list[int]) -> EventReceipt:
+            part = [batch[position] for position in positions]
+            reply = self._run(calls.record_events(part, history_import=history_import), timeout_s)
+            return calls.receipt(part, reply)
+
+        return calls.merge_receipts(groups, self._in_parallel(send, groups))
+
+    def record_stream(
+        self,
+        batches: Iterable[Sequence[Event]],
+        *,
+        history_import: bool = False,
+        timeout_s: float = 600.0,
+    ) -> Iterator[EventReceipt | ServerError]:
+        """Sends batches on one stream and yields their receipts in order; a refused batch is an error."""
+        sent: list[Sequence[Event]] = []
+
+        def messages() -> Iterator[event_pb2.StreamEventsRequest]:
+            for batch in batches:
+                sent.append(batch)
+                yield calls.stream_events_request(batch, history_import=history_import)
+
+        stubs = self._stubs_of(self._router.entry)
+        try:
+            for reply in stubs.event.StreamEvents(messages(), timeout=timeout_s):
+                yield calls.stream_receipt(sent.pop(0), reply)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def get_profile(
+        self, user_id: str, *, read_time: Time | None = None, timeout_s: float | None = None
+    ) -> profile_pb2.Profile:
+        """What the server knows of a user; empty for an unknown one."""
+        return self._run(calls.get_profile(user_id, read_time), timeout_s).profile
+
+    def update_profile(
+        self, user_id: str, *, declared_interests: Iterable[str], timeout_s: float | None = None
+    ) -> profile_pb2.Profile:
+        """Replaces the interests that the user declared, in free text."""
+        return self._run(calls.update_profile(user_id, declared_interests), timeout_s).profile
+
+    def delete_profile(self, user_id: str, *, timeout_s: float | None = None) -> int:
+        """Forgets a user; returns how many events the profile had held."""
+        return self._run(calls.delete_profile(user_id), timeout_s).deleted_event_count
+
+    def export_profile(
+        self, user_id: str, *, timeout_s: float = 600.0
+    ) -> Iterator[profile_pb2.Profile | event_pb2.Event]:
+        """Everything the server holds of a user: first the profile, then its events, oldest first."""
+        self._learn_shard_map()
+        request = profile_pb2.ExportProfileRequest(user_id=user_id)
+        stubs = self._stubs_of(self._router.address_of(user_id))
+        try:
+            for part in stubs.profile.ExportProfile(request, timeout=timeout_s):
+                yield part.profile if part.HasField("profile") else part.event
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def upsert_items(
+        self, items: Iterable[catalog_pb2.Item], *, timeout_s: float = 60.0
+    ) -> catalog_pb2.UpsertItemsResponse:
+        """Adds or replaces up to 256 items; they can be recommended when it returns."""
+        return self._run(calls.upsert_items(items), timeout_s)
+
+    def delete_items(self, item_ids: Iterable[str], *, timeout_s: float | None = None) -> int:
+        """Removes up to 256 items, all or none; returns how many."""
+        return self._run(calls.delete_items(item_ids), timeout_s).deleted_count
+
+    def get_item(self, item_id: str, *, timeout_s: float | None = None) -> catalog_pb2.GetItemResponse:
+        """One item with its bias and live popularity; raises NotFoundError."""
+        return self._run(calls.get_item(item_id), timeout_s)
+
+    def list_items(
+        self, *, page_size: int = 1_000, timeout_s: float | None = None
+    ) -> Iterator[catalog_pb2.Item]:
+        """All items in the order of the catalogue, read page by page."""
+        token = ""
+        while True:
+            page = self._run(calls.list_items(page_size, token), timeout_s)
+            yield from page.items
+            token = page.next_page_token
+            if not token:
+                return
+
+    def search_items(
+        self, query: str, *, count: int = 10, timeout_s: float | None = None
+    ) -> list[catalog_pb2.ItemMatch]:
+        """The items whose text is nearest to a free text, best first."""
+        return list(self._run(calls.search_items(query, count), timeout_s).matches)
+
+    def serving_status(self, *, timeout_s: float | None = None) -> admin_pb2.GetServingStatusResponse:
+        """What every shard serves, and the shard map."""
+        return self._run(calls.get_serving_status(), timeout_s)
+
+    def list_snapshots(self, *, timeout_s: float | None = None) -> list[admin_pb2.SnapshotSummary]:
+        """The published snapshots, newest first."""
+        return list(self._run(calls.list_snapshots(), timeout_s).snapshots)
+
+    def activate_snapshot(
+        self, snapshot_version: str = "", *, timeout_s: float = 300.0
+    ) -> admin_pb2.ActivateSnapshotResponse:
+        """Serves a published snapshot on every shard; the newest published one unless named."""
+        return self._run(calls.activate_snapshot(snapshot_version), timeout_s)
+
+    def roll_back_snapshot(self, *, timeout_s: float = 300.0) -> str:
+        """Goes back to the snapshot served before; returns its version."""
+        return self._run(calls.roll_back_snapshot(), timeout_s).snapshot_version
+
+    def close(self) -> None:
+        """Closes the connections; calls in progress are cancelled."""
+        with self._lock:
+            stubs, self._stubs = list(self._stubs.values()), {}
+            pool, self._pool = self._pool, None
+        for stub in stubs:
+            stub.channel.close()
+        if pool is not None:
+            pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[Reply], timeout_s: float | None) -> Reply:
+        """Sends a call until it succeeds, fails for good, or its deadline passes."""
+        attempts = Attempts(
+            self._retry,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            idempotent=call.idempotent,
+        )
+        while True:
+            if call.user_id is not None:
+                self._learn_shard_map(attempts.remaining_s())
+            address = self._router.address_of(call.user_id)
+            try:
+                stubs = self._stubs_of(address)
+                reply: Reply = call.method(stubs)(call.request, timeout=attempts.remaining_s())
+                return reply
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                if isinstance(failure, UnavailableError):
+                    self._router.failed(address)
+                delay = attempts.delay_after(failure)
+                if delay is None:
+                    raise failure from error
+            time.sleep(delay)
+
+    def _learn_shard_map(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Reads the shard map through the entry when it is due. Calls work without one: shards forward."""
+        if not self._router.claim_refresh():
+            return
+        stubs = self._stubs_of(self._router.entry)
+        try:
+            status = stubs.admin.GetServingStatus(
+                admin_pb2.GetServingStatusRequest(), timeout=min(CONNECT_TIMEOUT_S, timeout_s)
+            )
+        except grpc.RpcError as error:
+            if isinstance(from_rpc_error(error), UnsupportedError):
+                self._router.forgo()
+            return
+        self._router.learn(status)
+
+    def _stubs_of(self, address: str) -> Stubs:
+        """The stubs at an address; those of the entry when a shard's own address can't be connected to."""
+        with self._lock:
+            stubs = self._stubs.get(address)
+            if stubs is not None:
+                return stubs
+            channel = (
+                grpc.secure_channel(address, self._credentials, self._options)
+                if self._credentials
+                else grpc.insecure_channel(address, self._options)
+            )
+            stubs = Stubs(channel)
+            if address == self._router.entry:
+                self._stubs[address] = stubs
+                return stubs
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            channel.close()
+            self._router.failed(address)
+            return self._stubs_of(self._router.entry)
+        with self._lock:
+            kept = self._stubs.setdefault(address, stubs)
+        if kept is not stubs:
+            channel.close()
+        return kept
+
+    def _in_parallel(self, work: Callable[[list[int]], Part], groups: list[list[int]]) -> list[Part]:
+        if len(groups) < 2:
+            return [work(group) for group in groups]
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="heliotrope-client")
+            pool = self._pool
+        return list(pool.map(work, groups))
