@@ -1,0 +1,1 @@
+"""The gRPC server: profiles, retrieval, scoring and the shards that carry them."""

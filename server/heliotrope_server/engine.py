@@ -1,0 +1,525 @@
+"""One shard's engine: profiles, events and recommendations, as plain calls.
+
+The engine belongs to one event loop and knows no protobuf and no gRPC. Events are applied in the order of the log, after
+they are on disk; everything that is read is read between two applications, so no locks are needed.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_export import TextEncoder
+from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server.catalogue_log import CatalogueChanges
+from heliotrope_server.errors import (
+    EncoderNotLoadedError,
+    InvalidArgumentError,
+    ItemNotFoundError,
+    RequestError,
+    StartError,
+)
+from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent, check_id
+from heliotrope_server.explanation import Contribution, explain
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.micro_batcher import MicroBatcher, Timed
+from heliotrope_server.popularity import LivePopularity
+from heliotrope_server.profile import Applied, Profile
+from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
+from heliotrope_server.record_log import RecordLog, read_log
+from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
+from heliotrope_server.settings import EngineSettings
+from heliotrope_server.version_token import VersionClock
+
+MAX_COUNT = 1000
+MAX_EXCLUDED = 10_000
+MAX_INTERESTS = 16
+MAX_TEXT = 2000
+
+RECORD_EVENT = 1
+RECORD_DECLARE = 2
+RECORD_DELETE = 3
+
+_MAX_BATCH = 64  # keeps the event loop busy for a few milliseconds at most
+_TICK_S = 0.1  # live terms of requests for "now" are shared for this long; half-lives are hours or more
+
+logger = logging.getLogger(__name__)
+
+
+class Question(NamedTuple):
+    """One recommendation request. `time_s` None: now."""
+
+    user_id: str
+    count: int
+    include_seen: bool = False
+    excluded_item_ids: Sequence[str] = ()
+    version_token: str = ""
+    explain: bool = False
+    time_s: float | None = None
+
+
+class Answer(NamedTuple):
+    """The reply to one Question; the lists are parallel, best first. `source` is that of heliotrope.v1.Source."""
+
+    item_ids: list[str]
+    scores: list[float]
+    probabilities: list[float]
+    source: int
+    explanations: list[list[Contribution]]
+    snapshot_version: str
+    profile_version: str
+
+
+class EventFate(NamedTuple):
+    """What came of one event: an Applied, or the error that refused it."""
+
+    applied: Applied
+    error: RequestError | None = None
+
+
+SOURCE_PERSONAL = 1
+SOURCE_DECLARED = 2
+SOURCE_POPULAR = 3
+
+
+class Engine:
+    """See the module. Call `start` before anything else and `stop` last."""
+
+    def __init__(
+        self,
+        folder: Path,
+        catalogue_folder: Path,
+        catalogue: LiveCatalogue,
+        encoder: TextEncoder | None,
+        clock: VersionClock,
+        settings: EngineSettings,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        log_factory: Callable[[Path], RecordLog] = RecordLog,
+    ) -> None:
+        self.catalogue = catalogue
+        self.settings = settings
+        self.changes = CatalogueChanges(catalogue_folder)
+        self.encoder = encoder
+        self.clock = clock
+        self.popularity = LivePopularity(catalogue.parameters.popularity_half_life_s)
+        self.recommend_count = 0
+        self.event_count = 0
+        self.uncertified_count = 0
+        self.applied_lsn = 0
+        self._wall_clock = wall_clock
+        self._log_folder = folder / "log"
+        self._log_factory = log_factory
+        self._store = ProfileStore(folder / "profiles", cache_profiles=settings.cache_profiles)
+        self._batcher = MicroBatcher[Question, Answer](
+            self._answer_batch, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
+        )
+        self._encoder_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        self._live: tuple[Any, LiveView] | None = None
+        self._checkpoint_lock = asyncio.Lock()
+        self._request_prefix = uuid.uuid4().hex[:12]
+        self._request_numbers = itertools.count(1)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self, folded_maps: Callable[[LiveCatalogue, set[str]], None] | None = None) -> None:
+        """Recovers: the last checkpoint, then the tail of the log. Raises StartError (LogCorruptError, ...)."""
+        self.changes.catch_up()
+        await self._refresh_stale_pooled()
+        self.changes.lay_over(self.catalogue)
+        missing = self._store.folded_versions - {self.catalogue.version}
+        if folded_maps is not None and missing:
+            folded_maps(self.catalogue, missing)
+        self._store.load_popularity(self.popularity)
+        self.popularity.bind(self.catalogue.rows, self.catalogue.size)
+        self._install(self.catalogue)
+        self.applied_lsn = self._store.checkpoint_lsn
+        replayed = 0
+        for frame in read_log(self._log_folder, after_lsn=self.applied_lsn):
+            for offset, record in enumerate(frame.records):
+                lsn = frame.first_lsn + offset
+                if lsn > self.applied_lsn:
+                    self._replay(record, lsn)
+                    replayed += 1
+            await asyncio.sleep(0)
+        self._log = self._log_factory(self._log_folder)
+        if self._log.last_lsn < self.applied_lsn:
+            raise StartError(
+                f"the log in {self._log_folder} ends at LSN {self._log.last_lsn}, "
+                f"before the checkpoint at {self.applied_lsn}: log files are missing"
+            )
+        if replayed:
+            logger.info("replayed %d records up to LSN %d", replayed, self.applied_lsn)
+        self._checkpointer = asyncio.create_task(self._checkpoint_for_ever())
+
+    async def stop(self) -> None:
+        """Writes what is still to be written: the log first, then a last checkpoint."""
+        self._checkpointer.cancel()
+        self._log.close()
+        await asyncio.sleep(0)  # acknowledgements of the last group
+        await self.checkpoint()
+        self._store.close()
+        self._encoder_thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def healthy(self) -> bool:
+        return not self._log.failed and not self._checkpointer.done()
+
+    async def checkpoint(self) -> None:
+        """Takes a checkpoint now."""
+        async with self._checkpoint_lock:
+            await self._store.checkpoint(self.applied_lsn, self.popularity, self.catalogue.version)
+
+    # -- recommendations ------------------------------------------------------------------------------------------
+
+    async def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> Timed[Answer]:
+        """Answers one question in the next micro-batch. `deadline_s` is on the clock of time.monotonic()."""
+        self._check_question(question)
+        return await self._batcher.submit(question, deadline_s=deadline_s)
+
+    async def recommend_many(self, questions: Sequence[Question]) -> list[Answer | RequestError]:
+        """Answers many questions without queueing them one by one; an error stands in the place of its question."""
+        outcomes: dict[int, Answer | RequestError] = {}
+        sound = []
+        for place, question in enumerate(questions):
+            try:
+                self._check_question(question)
+                sound.append(place)
+            except RequestError as error:
+                outcomes[place] = error
+        for start in range(0, len(sound), _MAX_BATCH):
+            places = sound[start : start + _MAX_BATCH]
+            outcomes.update(zip(places, self._answer_batch([questions[place] for place in places]), strict=True))
+            await asyncio.sleep(0)
+        return [outcomes[place] for place in range(len(questions))]
+
+    def next_request_id(self) -> str:
+        return f"{self._request_prefix}-{next(self._request_numbers)}"
+
+    def _check_question(self, question: Question) -> None:
+        check_id("user_id", question.user_id)
+        if not 1 <= question.count <= MAX_COUNT:
+            raise InvalidArgumentError(
+                "INVALID_COUNT",
+                f"count must be 1 to {MAX_COUNT}, not {question.count}",
+                value=question.count,
+                limit=MAX_COUNT,
+            )
+        if len(question.excluded_item_ids) > MAX_EXCLUDED:
+            raise InvalidArgumentError(
+                "TOO_MANY_EXCLUDED_ITEMS",
+                f"excluded_item_ids holds {len(question.excluded_item_ids)} ids; at most {MAX_EXCLUDED} are accepted",
+                value=len(question.excluded_item_ids),
+                limit=MAX_EXCLUDED,
+            )
+        if question.version_token:
+            self.clock.require(question.version_token, self.applied_lsn)
+
+    def _answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
+        catalogue, parameters = self.catalogue, self.catalogue.parameters
+        now_s = self._wall_clock()
+        profiles = [self._store.get(question.user_id, catalogue) for question in questions]
+        times = [now_s if question.time_s is None else question.time_s for question in questions]
+        interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
+        for place, profile in enumerate(profiles):
+            if profile is None:
+                interests[place] = catalogue.prior
+            else:
+                interests[place] = profile.interest_vectors(times[place], parameters)
+        vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
+        queries = [
+            Query(vectors[place], question.count, self._excluded_rows(question, profiles[place]))
+            for place, question in enumerate(questions)
+        ]
+        groups: dict[float | None, list[int]] = {}
+        for place, question in enumerate(questions):
+            groups.setdefault(question.time_s, []).append(place)
+        answers: dict[int, Answer] = {}
+        for time_s, places in groups.items():
+            live = self._live_view(time_s, now_s)
+            rankings = self._retriever.rank([queries[place] for place in places], live)
+            for place, ranking in zip(places, rankings, strict=True):
+                self.uncertified_count += not ranking.certified
+                scores = ranking.scores.astype(np.float64)
+                rows = ranking.rows.tolist()
+                profile, question = profiles[place], questions[place]
+                answers[place] = Answer(
+                    [catalogue.item_ids[row] for row in rows],
+                    scores.tolist(),
+                    (1.0 / (1.0 + np.exp(-scores))).tolist(),
+                    _source(profile),
+                    explain(profile, catalogue, rows, live.boosts, times[place]) if question.explain else [],
+                    catalogue.version,
+                    self.clock.token(0 if profile is None else profile.lsn),
+                )
+        self.recommend_count += len(questions)
+        return [answers[place] for place in range(len(questions))]
+
+    def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
+        catalogue = self.catalogue
+        rows = _NO_ROWS
+        if profile is not None and not question.include_seen:
+            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
+        if question.excluded_item_ids:
+            named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
+            rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
+        return rows
+
+    def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
+        """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""
+        at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
+        exact = None if time_s is None else self.popularity.version
+        key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
+        if self._live is None or self._live[0] != key:
+            self._live = (key, live_view(self.catalogue, self.popularity.counts_at(at_s)))
+        return self._live[1]
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    async def record(self, events: Sequence[UserEvent]) -> tuple[list[EventFate], int]:
+        """Makes admitted events durable, then applies them; returns their fates and the last LSN.
+
+        Raises StorageFailedError; then nothing was acknowledged, though some may have reached the disk.
+        """
+        records = [
+            [
+                RECORD_EVENT,
+                PLAIN_KEY_ID,
+                event.user_id,
+                event.event_id,
+                event.kind,
+                event.item_id,
+                event.value,
+                event.time_us,
+                event.undone_event_id,
+            ]
+            for event in events
+        ]
+
+        def apply(first_lsn: int) -> tuple[list[EventFate], int]:
+            fates = [self._apply_event(event, first_lsn + place) for place, event in enumerate(events)]
+            self.event_count += len(events)
+            return fates, first_lsn + len(events) - 1
+
+        result: tuple[list[EventFate], int] = await self._log.append(records, apply)
+        return result
+
+    def knows_item(self, item_id: str) -> bool:
+        return item_id in self.catalogue.rows
+
+    def now_s(self) -> float:
+        return self._wall_clock()
+
+    def _apply_event(self, event: UserEvent, lsn: int) -> EventFate:
+        catalogue = self.catalogue
+        profile = self._store.edit(event.user_id, catalogue)
+        applied, undone = profile.apply(event, catalogue)
+        profile.lsn = self.applied_lsn = lsn
+        if applied is Applied.UNDO_TOO_OLD:
+            return EventFate(
+                applied,
+                InvalidArgumentError(
+                    "EVENT_FOLDED",
+                    f"event {event.undone_event_id} is folded with other old events and can no longer be undone; "
+                    f"the newest {self.settings.ring_size} events of a user can",
+                    limit=self.settings.ring_size,
+                ),
+            )
+        if applied is Applied.RECORDED:
+            counted, sign = (undone, -1) if event.kind == EventKind.UNDO else (event, 1)
+            if counted is not None and self._is_positive(counted):
+                row = catalogue.row_of(counted.item_id)
+                self.popularity.add(counted.item_id, row, counted.time_s, sign)
+            profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
+        return EventFate(applied)
+
+    def _is_positive(self, event: UserEvent) -> bool:
+        return self.catalogue.parameters.gain(KIND_NAMES[event.kind], event.value) > 0.0
+
+    def _replay(self, record: list[Any], lsn: int) -> None:
+        tag, _key_id, user_id, *rest = record
+        if tag == RECORD_EVENT:
+            event_id, kind, item_id, value, time_us, undone_event_id = rest
+            self._apply_event(UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn)
+        elif tag == RECORD_DECLARE:
+            interests, model_version, shape, pooled = rest
+            self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
+        elif tag == RECORD_DELETE:
+            self._apply_delete(user_id, lsn)
+        else:
+            raise StartError(f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server")
+
+    # -- profiles -------------------------------------------------------------------------------------------------
+
+    def profile(self, user_id: str) -> Profile:
+        """The profile; an empty one, which is not stored, for an unknown user."""
+        return self._store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
+
+    def profile_count(self) -> int:
+        return self._store.count()
+
+    async def declare(self, user_id: str, interests: Sequence[str]) -> int:
+        """Embeds and stores declared interests; returns the LSN."""
+        if len(interests) > MAX_INTERESTS:
+            raise InvalidArgumentError(
+                "TOO_MANY_INTERESTS",
+                f"{len(interests)} declared interests; at most {MAX_INTERESTS} are accepted",
+                value=len(interests),
+                limit=MAX_INTERESTS,
+            )
+        for text in interests:
+            check_text("declared_interests", text, MAX_TEXT)
+        pooled = await self.embed(interests) if interests else np.zeros((0, 0), dtype=np.float32)
+        model_version = self.encoder.model_version if self.encoder and interests else ""
+        record = [
+            RECORD_DECLARE,
+            PLAIN_KEY_ID,
+            user_id,
+            list(interests),
+            model_version,
+            pooled.shape,
+            pooled.tobytes(),
+        ]
+
+        def apply(lsn: int) -> int:
+            self._apply_declared(user_id, interests, model_version, pooled, lsn)
+            return lsn
+
+        lsn: int = await self._log.append([record], apply)
+        return lsn
+
+    async def forget(self, user_id: str) -> int:
+        """Deletes a profile from memory and store; returns how many events it held."""
+
+        def apply(lsn: int) -> int:
+            return self._apply_delete(user_id, lsn)
+
+        count: int = await self._log.append([[RECORD_DELETE, PLAIN_KEY_ID, user_id]], apply)
+        await self.checkpoint()
+        return count
+
+    def _apply_declared(
+        self,
+        user_id: str,
+        interests: Sequence[str],
+        model_version: str,
+        pooled: NDArray[np.float32],
+        lsn: int,
+    ) -> None:
+        profile = self._store.edit(user_id, self.catalogue)
+        profile.declared_interests = tuple(interests)
+        profile.declared_pooled = pooled if len(interests) else None
+        profile.declared_model_version = model_version
+        profile.refresh_prior(self.catalogue)
+        profile.lsn = self.applied_lsn = lsn
+
+    def _apply_delete(self, user_id: str, lsn: int) -> int:
+        profile = self._store.get(user_id, self.catalogue)
+        self._store.delete(user_id)
+        self.applied_lsn = lsn
+        return 0 if profile is None else profile.event_count
+
+    async def _checkpoint_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.checkpoint_interval_s)
+            await self.checkpoint()
+
+    # -- texts and catalogue --------------------------------------------------------------------------------------
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Pooled encoder output, (n, D), computed off the event loop."""
+        return (await self._encode(texts))[0]
+
+    async def embed_items(self, items: Sequence[CatalogItem]) -> tuple[NDArray[np.float32], list[str]]:
+        """Pooled output for items, (n, D), and the ids of those whose text was longer than the model reads."""
+        pooled, truncated = await self._encode([item.text for item in items])
+        return pooled, [item.item_id for item, cut in zip(items, truncated, strict=True) if cut]
+
+    def require_item(self, item_id: str) -> int:
+        """The row of a living item, or ItemNotFoundError."""
+        row = self.catalogue.row_of(item_id)
+        if row is None:
+            raise ItemNotFoundError(
+                "ITEM_NOT_FOUND", f"the catalogue has no item {item_id[:64]!r}", item_id=item_id[:256]
+            )
+        return row
+
+    def catch_up_catalogue(self) -> None:
+        """Applies what is new in the catalogue log."""
+        self.changes.catch_up(self.catalogue)
+        self.popularity.grow(self.catalogue.size)
+
+    def adopt(self, catalogue: LiveCatalogue) -> None:
+        """Swaps to a prepared catalogue, between two batches. Profiles are re-derived as they are next touched."""
+        self.changes.lay_over(catalogue)
+        self.popularity.half_life_s = catalogue.parameters.popularity_half_life_s
+        self.popularity.bind(catalogue.rows, catalogue.size)
+        self._install(catalogue)
+
+    def _install(self, catalogue: LiveCatalogue) -> None:
+        self.catalogue = catalogue
+        self._retriever: Retriever = make_retriever(catalogue)
+        self._live = None
+        # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
+        matrices = np.asarray(catalogue.snapshot.scoring_matrices)
+        self._stacked_matrices = np.ascontiguousarray(matrices.reshape(-1, catalogue.dimension))
+
+    @property
+    def retriever_description(self) -> str:
+        return self._retriever.description
+
+    async def _encode(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        if self.encoder is None:
+            raise EncoderNotLoadedError(
+                "ENCODER_NOT_LOADED", "this needs the text encoder; start the server with --model"
+            )
+        loop = asyncio.get_running_loop()
+        encoding = await loop.run_in_executor(self._encoder_thread, self.encoder.encode, list(texts))
+        return encoding.vectors, encoding.truncated
+
+    async def _refresh_stale_pooled(self) -> None:
+        """Embeds live items anew that were embedded with another model."""
+        if self.encoder is None:
+            return
+        stale = [
+            entry.item for entry in self.changes.live_items() if entry.model_version != self.encoder.model_version
+        ]
+        if stale:
+            pooled, _ = await self.embed_items(stale)
+            self.changes.replace_pooled(
+                {item.item_id: row for item, row in zip(stale, pooled, strict=True)}, self.encoder.model_version
+            )
+
+
+def check_text(field: str, text: str, limit: int) -> None:
+    """Raises InvalidArgumentError unless the text has 1 to `limit` characters that are not all blank."""
+    if not text.strip() or len(text) > limit:
+        raise InvalidArgumentError(
+            f"INVALID_{field.upper()}",
+            f"{field} must have 1 to {limit} characters, not all blank; this one has {len(text)}",
+            value=len(text),
+            limit=limit,
+        )
+
+
+_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _source(profile: Profile | None) -> int:
+    if profile is None:
+        return SOURCE_POPULAR
+    if any(mass > 0.0 for mass in profile.total.masses):
+        return SOURCE_PERSONAL
+    return SOURCE_DECLARED if profile.declared_pooled is not None else SOURCE_POPULAR
+
+
+def _unpack(shape: Sequence[int], pooled: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(pooled, dtype=np.float32).reshape(shape)

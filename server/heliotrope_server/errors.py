@@ -1,0 +1,114 @@
+"""What can go wrong in the server.
+
+ServerError
+├── RequestError            the caller can mend it; becomes a gRPC status with ErrorInfo
+│   ├── InvalidArgumentError
+│   ├── ItemNotFoundError
+│   ├── VersionNotAvailableError
+│   ├── SnapshotUnusableError
+│   ├── EncoderNotLoadedError
+│   ├── OverloadedError
+│   ├── DeadlinePassedError
+│   ├── StorageFailedError
+│   └── ShardUnreachableError
+└── StartError              the server can't start or go on; ends the command with one clear line
+    ├── LogCorruptError
+    ├── DataFolderError
+    └── PortInUseError
+"""
+
+from collections.abc import Mapping
+
+
+class ServerError(Exception):
+    """Root of the tree."""
+
+
+class RequestError(ServerError):
+    """A call that is refused.
+
+    `reason` is stable and upper snake case; `metadata` holds the value and the limit for machines.
+    `code` is the name of the gRPC status code, kept as text because the engine knows no gRPC.
+    """
+
+    code = "UNKNOWN"
+
+    def __init__(self, reason: str, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
+
+
+class InvalidArgumentError(RequestError):
+    """A field of the request is outside of its limits."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class ItemNotFoundError(RequestError):
+    """The catalogue does not know the item."""
+
+    code = "NOT_FOUND"
+
+
+class VersionNotAvailableError(RequestError):
+    """The version token names a state that this store never had, or no longer has."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class SnapshotUnusableError(RequestError):
+    """The snapshot does not exist, is damaged, or does not fit the loaded model."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class EncoderNotLoadedError(RequestError):
+    """The call needs the text encoder and the server was started without a model."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class OverloadedError(RequestError):
+    """More requests wait than the shard admits; try again after `retry_after_s`."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, *, retry_after_s: float, **metadata: object) -> None:
+        super().__init__("OVERLOADED", message, **metadata)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlinePassedError(RequestError):
+    """The caller's deadline passed while the request waited; no work was done."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class StorageFailedError(RequestError):
+    """The event log cannot be written; nothing of the request was acknowledged."""
+
+    code = "UNAVAILABLE"
+
+
+class ShardUnreachableError(RequestError):
+    """The shard that owns the user does not answer."""
+
+    code = "UNAVAILABLE"
+
+
+class StartError(ServerError):
+    """The server can't start, or can't go on."""
+
+
+class LogCorruptError(StartError):
+    """A log holds a damaged record before intact ones: acknowledged data would be lost by going on."""
+
+
+class DataFolderError(StartError):
+    """The data folder is not one of ours, is of another format, or is in use."""
+
+
+class PortInUseError(StartError):
+    """The address is taken."""

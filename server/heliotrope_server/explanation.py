@@ -1,0 +1,91 @@
+"""Exact explanations: a score split into what it is the sum of.
+
+The score is linear in the user's events, so with x_e the vector of event e's item
+
+    score(u, i) = sum over e of [ sum_h g_e 2^(-(t - t_e)/T_h) / (kappa_h + m_h) * x_e . A_h x_i ]
+                + the same for the folded sum + the same for kappa_h * prior + b_i + live boost + intercept
+
+holds to float rounding; nothing here approximates.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_server.event import KIND_NAMES
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.profile import Profile
+
+EVENT = 1
+FOLDED_EVENTS = 2
+PRIOR = 3
+ITEM_BIAS = 4
+LIVE_POPULARITY = 5
+INTERCEPT = 6
+
+
+class Contribution(NamedTuple):
+    """A signed share of a score; `event_id` and `item_id` are empty unless `kind` is EVENT."""
+
+    kind: int
+    value: float
+    event_id: str = ""
+    item_id: str = ""
+
+
+def explain(
+    profile: Profile | None,
+    catalogue: LiveCatalogue,
+    rows: Sequence[int],
+    boosts: NDArray[np.float32],
+    time_s: float,
+) -> list[list[Contribution]]:
+    """The contributions to the score of each row, largest first by absolute value. `boosts` is by row."""
+    parameters = catalogue.parameters
+    items = np.array([catalogue.row_vector(row) for row in rows], dtype=np.float64)  # (k, d)
+    matrices = catalogue.snapshot.scoring_matrices.astype(np.float64)
+    towards = np.einsum("hde,ke->hdk", matrices, items)  # A_h x_i for each horizon and item
+
+    events = [] if profile is None else list(profile.events.values())
+    prior = catalogue.prior if profile is None else profile.prior
+    read_s = time_s if profile is None else profile.read_time_s(time_s)
+    masses = (
+        [0.0] * parameters.horizons
+        if profile is None
+        else profile.total.masses_at(read_s, parameters.half_lives_s)
+    )
+    kappas = np.array(parameters.kappas)
+    totals = kappas + np.array(masses)
+    prior_share = np.einsum("h,d,hdk->k", kappas / totals, prior.astype(np.float64), towards)
+    folded_share = None
+    if profile is not None and profile.folded is not None:
+        folded = profile.folded.sums_at(read_s, parameters.half_lives_s) / totals[:, None]
+        folded_share = np.einsum("hd,hdk->k", folded, towards)
+
+    event_shares, explained = [], []
+    for event in events:
+        vector = catalogue.vector(event.item_id)
+        gain = parameters.gain(KIND_NAMES[event.kind], event.value)
+        if vector is None or not gain:
+            continue
+        ages = (event.time_s - read_s) / np.array(parameters.half_lives_s)
+        weights = gain * np.exp2(ages) / totals
+        event_shares.append(np.einsum("h,d,hdk->k", weights, vector.astype(np.float64), towards))
+        explained.append(event)
+
+    answers = []
+    for place, row in enumerate(rows):
+        parts = [
+            Contribution(EVENT, float(share[place]), event.event_id, event.item_id)
+            for event, share in zip(explained, event_shares, strict=True)
+        ]
+        if folded_share is not None:
+            parts.append(Contribution(FOLDED_EVENTS, float(folded_share[place])))
+        parts.append(Contribution(PRIOR, float(prior_share[place])))
+        parts.append(Contribution(ITEM_BIAS, catalogue.bias(row)))
+        parts.append(Contribution(LIVE_POPULARITY, float(boosts[row])))
+        parts.append(Contribution(INTERCEPT, parameters.intercept))
+        answers.append(sorted(parts, key=lambda part: -abs(part.value)))
+    return answers

@@ -1,0 +1,115 @@
+"""Interest sums: what makes a profile's vectors, kept by forward decay.
+
+For each horizon h with half-life T_h a user has, at time t (seconds),
+
+    s_h(t) = sum over events e of g_e  * 2^(-(t - t_e) / T_h) * x_(item of e)
+    m_h(t) = sum over events e of |g_e| * 2^(-(t - t_e) / T_h)
+
+Both are kept relative to a landmark L (Cormode, Shkapenyuk, Srivastava, Xu: "Forward Decay", ICDE 2009): an event adds
+2^((t_e - L) / T_h) times its gain, and a read divides by 2^((t - L) / T_h). So events may come in any order, and sums
+do not drift by being decayed again and again.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The landmark moves before a weight passes 2^256: far below the float64 limit of 2^1023, yet rarely reached.
+MAX_EXPONENT = 256.0
+
+
+class InterestSums:
+    """Decayed sums of one user for H horizons.
+
+    `sums` is (H, d) float64 and `masses` H floats, both relative to `landmark_s`. float64 holds 1e-5 relative to
+    sum |g| |x| even where positive and negative events cancel.
+    """
+
+    __slots__ = ("landmark_s", "masses", "sums")
+
+    def __init__(self, horizons: int, dimension: int, landmark_s: float = 0.0) -> None:
+        self.landmark_s = landmark_s
+        self.sums: NDArray[np.float64] = np.zeros((horizons, dimension))
+        self.masses: list[float] = [0.0] * horizons
+
+    def add(
+        self, gain: float, vector: NDArray[np.float32], time_s: float, half_lives_s: tuple[float, ...], sign: int = 1
+    ) -> None:
+        """Adds one event, or takes it back with `sign=-1`. `vector` is (d,); O(H d)."""
+        lead_s = time_s - self.landmark_s
+        if lead_s > MAX_EXPONENT * min(half_lives_s):
+            self.move_landmark(time_s, half_lives_s)
+            lead_s = 0.0
+        for horizon, half_life_s in enumerate(half_lives_s):
+            weight = sign * gain * power_of_two(lead_s / half_life_s)
+            if weight:
+                self.sums[horizon] += weight * vector
+                self.masses[horizon] += sign * abs(weight)
+
+    def add_many(
+        self,
+        gains: NDArray[np.float64],
+        vectors: NDArray[np.float32],
+        times_s: NDArray[np.float64],
+        half_lives_s: tuple[float, ...],
+    ) -> None:
+        """Adds n events at once: gains (n,), vectors (n, d), times (n,)."""
+        if not len(gains):
+            return
+        newest_s = float(times_s.max())
+        if newest_s - self.landmark_s > MAX_EXPONENT * min(half_lives_s):
+            self.move_landmark(newest_s, half_lives_s)
+        for horizon, half_life_s in enumerate(half_lives_s):
+            weights = gains * np.exp2((times_s - self.landmark_s) / half_life_s)
+            self.sums[horizon] += weights @ vectors
+            self.masses[horizon] += float(np.abs(weights).sum())
+
+    def move_landmark(self, landmark_s: float, half_lives_s: tuple[float, ...]) -> None:
+        """Restates the same sums relative to another moment."""
+        for horizon, half_life_s in enumerate(half_lives_s):
+            factor = power_of_two((self.landmark_s - landmark_s) / half_life_s)
+            self.sums[horizon] *= factor
+            self.masses[horizon] *= factor
+        self.landmark_s = landmark_s
+
+    def masses_at(self, time_s: float, half_lives_s: tuple[float, ...]) -> list[float]:
+        """m_h(t) for each horizon."""
+        return [
+            max(mass, 0.0) * power_of_two((self.landmark_s - time_s) / half_life_s)
+            for mass, half_life_s in zip(self.masses, half_lives_s, strict=True)
+        ]
+
+    def sums_at(self, time_s: float, half_lives_s: tuple[float, ...]) -> NDArray[np.float64]:
+        """s_h(t), (H, d)."""
+        factors = [power_of_two((self.landmark_s - time_s) / half_life_s) for half_life_s in half_lives_s]
+        return self.sums * np.array(factors)[:, None]
+
+    def copy(self) -> "InterestSums":
+        twin = InterestSums(len(self.masses), self.sums.shape[1], self.landmark_s)
+        twin.sums = self.sums.copy()
+        twin.masses = list(self.masses)
+        return twin
+
+
+def interest_vectors(
+    sums: InterestSums,
+    prior: NDArray[np.float32],
+    time_s: float,
+    half_lives_s: tuple[float, ...],
+    kappas: tuple[float, ...],
+) -> NDArray[np.float32]:
+    """v_h(t) = (kappa_h * prior + s_h(t)) / (kappa_h + m_h(t)), (H, d). `prior` is (d,)."""
+    vectors = np.empty(sums.sums.shape, dtype=np.float32)
+    for horizon, (half_life_s, kappa) in enumerate(zip(half_lives_s, kappas, strict=True)):
+        factor = power_of_two((sums.landmark_s - time_s) / half_life_s)
+        total = kappa + max(sums.masses[horizon], 0.0) * factor
+        vectors[horizon] = (sums.sums[horizon] * (factor / total)) + prior * (kappa / total)
+    return vectors
+
+
+def power_of_two(exponent: float) -> float:
+    """2^exponent; 0.0 where float64 has no smaller number."""
+    if exponent < -1080.0:
+        return 0.0
+    return math.exp2(exponent)

@@ -1,0 +1,218 @@
+"""The catalogue that is served: an immutable snapshot, the items added since, and the items removed since.
+
+Rows number the items: those of the snapshot first, then the delta in the order of arrival. A row is never reused; an
+item that is replaced leaves its old row dead and gets a new one.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_indexer.parameters import Parameters
+from heliotrope_indexer.snapshot import CatalogItem, Snapshot
+
+logger = logging.getLogger(__name__)
+
+_FIRST_CAPACITY = 256
+
+
+@dataclass(frozen=True)
+class DeltaItem:
+    """An item added or replaced while serving. `pooled` (D,) is the encoder's output for its text.
+
+    `residual` (d,) is what the item had beyond the projection of its text before it was replaced, in the space of
+    snapshot `version`; None for a new item.
+    """
+
+    item: CatalogItem
+    pooled: NDArray[np.float32]
+    residual: NDArray[np.float32] | None
+    bias: float
+    version: str
+    model_version: str
+
+
+class LiveCatalogue:
+    """One snapshot with its delta and tombstones. Mutated only on the event loop of the shard.
+
+    `generation` is new for every instance, so that caches can tell that rows have changed their meaning; `revision` grows
+    with every change to the delta.
+    """
+
+    _generations = 0
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        LiveCatalogue._generations += 1
+        self.generation = LiveCatalogue._generations
+        self.revision = 0
+        self.snapshot = snapshot
+        self.version = snapshot.version
+        self.parameters: Parameters = snapshot.parameters
+        self.dimension = int(snapshot.vectors.shape[1])
+        self.prior = np.asarray(snapshot.prior)
+        self.base_count = len(snapshot.item_ids)
+        # As plain arrays: every slice of a numpy.memmap costs microseconds more.
+        self._vectors = snapshot.vectors.view(np.ndarray)
+        self._bias = snapshot.bias.view(np.ndarray)
+        self.item_ids: list[str] = list(snapshot.item_ids)
+        self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self.alive: NDArray[np.bool_] = np.ones(self.base_count + _FIRST_CAPACITY, dtype=np.bool_)
+        self.alive[self.base_count :] = False
+        self.alive_count = self.base_count
+        self.delta: list[DeltaItem] = []
+        self._delta_vectors = np.zeros((_FIRST_CAPACITY, self.dimension), dtype=np.float32)
+        self._delta_bias = np.zeros(_FIRST_CAPACITY, dtype=np.float32)
+        self._folded_maps: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def size(self) -> int:
+        """Number of rows, dead ones included."""
+        return len(self.item_ids)
+
+    @property
+    def delta_vectors(self) -> NDArray[np.float32]:
+        """Item vectors of the delta, (m, d)."""
+        return self._delta_vectors[: len(self.delta)]
+
+    @property
+    def delta_bias(self) -> NDArray[np.float32]:
+        """Biases of the delta, (m,)."""
+        return self._delta_bias[: len(self.delta)]
+
+    def row_of(self, item_id: str) -> int | None:
+        """Row of a living item."""
+        return self.rows.get(item_id)
+
+    def item(self, row: int) -> CatalogItem:
+        return self.snapshot.item(row) if row < self.base_count else self.delta[row - self.base_count].item
+
+    def living_rows(self, start: int = 0) -> Iterator[int]:
+        """Rows that can be recommended, from `start` on."""
+        return (row for row in range(start, self.size) if self.alive[row])
+
+    def vector(self, item_id: str) -> NDArray[np.float32] | None:
+        """x_i, (d,), as profiles see it: frozen for this snapshot, and kept when the item is removed or replaced."""
+        row = self.snapshot.row_of(item_id)
+        if row is not None:
+            return self._vectors[row]
+        row = self.rows.get(item_id)
+        if row is None:
+            return self._removed_vector(item_id)
+        return self.row_vector(row)
+
+    def row_vector(self, row: int) -> NDArray[np.float32]:
+        if row < self.base_count:
+            return self._vectors[row]
+        return self._delta_vectors[row - self.base_count]
+
+    def bias(self, row: int) -> float:
+        if row < self.base_count:
+            return float(self._bias[row])
+        return float(self._delta_bias[row - self.base_count])
+
+    def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Encoder output (n, D) to item space (n, d)."""
+        return self.snapshot.project(pooled)
+
+    def upsert(self, entry: DeltaItem) -> bool:
+        """Adds or replaces an item; it is found by the next search. Returns whether it was new."""
+        old_row = self.rows.get(entry.item.item_id)
+        if old_row is not None:
+            self._bury(old_row)
+        self._reserve(len(self.delta) + 1)
+        vector = self.project(entry.pooled[None, :])[0]
+        if entry.residual is not None and entry.version == self.version:
+            vector = vector + entry.residual
+        place = len(self.delta)
+        self._delta_vectors[place] = vector
+        self._delta_bias[place] = entry.bias
+        self.delta.append(entry)
+        row = len(self.item_ids)
+        self.item_ids.append(entry.item.item_id)
+        self.rows[entry.item.item_id] = row
+        self.alive[row] = True
+        self.alive_count += 1
+        self.revision += 1
+        return old_row is None
+
+    def delete(self, item_id: str) -> bool:
+        """Removes an item from all later answers. Returns whether it was there."""
+        row = self.rows.pop(item_id, None)
+        if row is None:
+            return False
+        self._bury(row)
+        self.revision += 1
+        return True
+
+    def nearest(self, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+        """Living rows with the largest cosine to `query` (d,), best first, by exact search."""
+        delta = self.delta_vectors
+        vectors = [self._vectors, delta] if len(delta) else [self._vectors]
+        similarities = np.concatenate(
+            [
+                (block @ query) / np.maximum(np.linalg.norm(block, axis=1) * np.linalg.norm(query), 1e-12)
+                for block in vectors
+            ]
+        )
+        similarities[~self.alive[: len(similarities)]] = -np.inf
+        best = np.argsort(-similarities, kind="stable")[: min(count, self.alive_count)]
+        return [(int(row), float(similarities[row])) for row in best]
+
+    def folded_map(self, version: str) -> NDArray[np.float32] | None:
+        """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
+        matrix = self._folded_maps.get(version)
+        if matrix is None:
+            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
+        return matrix
+
+    def learn_map(self, version: str, item_ids: list[str], vectors: NDArray[np.float32]) -> float | None:
+        """Fits the map from another snapshot by least squares over the shared items.
+
+        Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
+        determine it.
+        """
+        pairs = [(row, self.snapshot.row_of(item_id)) for row, item_id in enumerate(item_ids)]
+        shared = [(old, new) for old, new in pairs if new is not None]
+        if len(shared) < vectors.shape[1]:
+            return None
+        old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
+        old, new = vectors[old_rows], self._vectors[new_rows]
+        matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
+        self._folded_maps[version] = matrix.astype(np.float32)
+        return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
+
+    def succeed(self, old: "LiveCatalogue") -> float | None:
+        """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
+
+        Returns the error of the direct map, as learn_map.
+        """
+        if old.version == self.version:
+            self._folded_maps.update(old._folded_maps)
+            return 0.0
+        error = self.learn_map(old.version, old.item_ids[: old.base_count], old._vectors)
+        if error is not None:
+            for version, matrix in old._folded_maps.items():
+                self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
+        return error
+
+    def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
+        for place in range(len(self.delta) - 1, -1, -1):
+            if self.delta[place].item.item_id == item_id:
+                return self._delta_vectors[place]
+        return None
+
+    def _bury(self, row: int) -> None:
+        self.alive[row] = False
+        self.alive_count -= 1
+
+    def _reserve(self, count: int) -> None:
+        capacity = len(self._delta_bias)
+        if count <= capacity:
+            return
+        # New arrays, never resized in place: a search that runs in a thread keeps the ones it was given.
+        self._delta_vectors = np.concatenate([self._delta_vectors, np.zeros_like(self._delta_vectors)])
+        self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
+        self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])

@@ -1,0 +1,105 @@
+"""Live popularity: the decayed number of recent positive events of every item.
+
+    count_i(t) = sum over positive events e of item i of 2^(-(t - t_e) / T)
+
+kept by forward decay like the interest sums. Each shard counts the events of its own users and hears of the others'
+counts from its peers; the served count is the sum.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_server.interest import MAX_EXPONENT, power_of_two
+
+
+class LivePopularity:
+    """Counts by item id, with arrays by catalogue row for scoring. Belongs to the event loop of its shard.
+
+    Item ids outlive a snapshot, rows do not: `own` is the truth, the array is rebuilt when the catalogue changes.
+    """
+
+    def __init__(self, half_life_s: float) -> None:
+        self.half_life_s = half_life_s
+        self.landmark_s = 0.0
+        self.version = 0
+        self.own: dict[str, float] = {}
+        self.changed_at: dict[str, int] = {}
+        self._peers: dict[int, dict[str, float]] = {}
+        self._counts: NDArray[np.float64] = np.zeros(0)
+
+    def add(self, item_id: str, row: int | None, time_s: float, sign: int = 1) -> None:
+        """Counts one positive event, or takes it back."""
+        if time_s - self.landmark_s > MAX_EXPONENT * self.half_life_s:
+            self.move_landmark(time_s)
+        weight = sign * power_of_two((time_s - self.landmark_s) / self.half_life_s)
+        self.own[item_id] = max(0.0, self.own.get(item_id, 0.0) + weight)
+        self.version += 1
+        self.changed_at[item_id] = self.version
+        if row is not None:
+            self._counts[row] = max(0.0, self._counts[row] + weight)
+
+    def move_landmark(self, landmark_s: float) -> None:
+        """Restates all counts relative to another moment; every item counts as changed."""
+        factor = power_of_two((self.landmark_s - landmark_s) / self.half_life_s)
+        self.version += 1
+        self.own = {item_id: count * factor for item_id, count in self.own.items()}
+        self.changed_at = dict.fromkeys(self.own, self.version)
+        self._peers = {
+            peer: {item_id: count * factor for item_id, count in counts.items()}
+            for peer, counts in self._peers.items()
+        }
+        self._counts *= factor
+        self.landmark_s = landmark_s
+
+    def bind(self, rows: dict[str, int], size: int) -> None:
+        """Lays the counts out for a catalogue of `size` rows."""
+        self._counts = np.zeros(size)
+        for counts in (self.own, *self._peers.values()):
+            for item_id, count in counts.items():
+                row = rows.get(item_id)
+                if row is not None:
+                    self._counts[row] += count
+        self.version += 1
+
+    def grow(self, size: int) -> None:
+        """Makes room for new rows at the end."""
+        self._counts = np.concatenate([self._counts, np.zeros(size - len(self._counts))])
+
+    def rebase(self, half_life_s: float) -> None:
+        """Changes the half-life: counts keep their value at the landmark, which is moved to the newest known moment."""
+        self.half_life_s = half_life_s
+
+    def merge_peer(
+        self, peer: int, item_ids: list[str], counts: list[float], landmark_s: float, rows: dict[str, int]
+    ) -> None:
+        """Takes over counts of another shard, each replacing what that shard said before."""
+        if landmark_s > self.landmark_s:
+            self.move_landmark(landmark_s)
+        factor = power_of_two((landmark_s - self.landmark_s) / self.half_life_s)
+        known = self._peers.setdefault(peer, {})
+        for item_id, count in zip(item_ids, counts, strict=True):
+            value = count * factor
+            row = rows.get(item_id)
+            if row is not None:
+                self._counts[row] = max(0.0, self._counts[row] + value - known.get(item_id, 0.0))
+            known[item_id] = value
+        self.version += bool(item_ids)
+
+    def forget_peer(self, peer: int, rows: dict[str, int]) -> None:
+        """Drops what a shard said: it restarted and will say it again."""
+        for item_id, count in self._peers.pop(peer, {}).items():
+            row = rows.get(item_id)
+            if row is not None:
+                self._counts[row] = max(0.0, self._counts[row] - count)
+        self.version += 1
+
+    def changes(self, since_version: int) -> tuple[list[str], list[float]]:
+        """Own counts that changed after `since_version`."""
+        if since_version <= 0:
+            return list(self.own), list(self.own.values())
+        ids = [item_id for item_id, version in self.changed_at.items() if version > since_version]
+        return ids, [self.own[item_id] for item_id in ids]
+
+    def counts_at(self, time_s: float) -> NDArray[np.float64]:
+        """count_i(t) by catalogue row, (n,)."""
+        return self._counts * power_of_two((self.landmark_s - time_s) / self.half_life_s)

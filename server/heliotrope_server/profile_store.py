@@ -1,0 +1,269 @@
+"""Where profiles rest: an LMDB file behind the event log, and a cache of the active ones in memory.
+
+The log is the truth; the store is a checkpoint of it. A checkpoint is a consistent cut at one LSN, taken without
+stopping intake: profiles that were dirty at the cut are encoded a few at a time, and one that is about to change is
+encoded first (copy on write).
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import numpy as np
+
+from heliotrope_server.errors import DataFolderError
+from heliotrope_server.event import UserEvent
+from heliotrope_server.interest import InterestSums
+from heliotrope_server.popularity import LivePopularity
+from heliotrope_server.profile import ItemSpace, Profile
+
+FORMAT_VERSION = 1
+MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
+PLAIN_KEY_ID = 0  # every stored record names the key it is encrypted under; 0 is none
+
+_META_KEY = b"checkpoint"
+_SLICE = 64  # profiles encoded between two turns of the event loop: about 2 ms
+
+logger = logging.getLogger(__name__)
+
+
+class ProfileStore:
+    """Profiles of one shard. Belongs to the event loop; only the LMDB transaction of a checkpoint runs in a thread."""
+
+    def __init__(self, folder: Path, *, cache_profiles: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._cache_profiles = cache_profiles
+        try:
+            self._env = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4, subdir=True)
+        except lmdb.Error as error:
+            raise DataFolderError(f"the profile store in {folder} cannot be opened: {error}") from error
+        self._profiles_db = self._env.open_db(b"profiles")
+        self._popularity_db = self._env.open_db(b"popularity")
+        self._meta_db = self._env.open_db(b"meta")
+        self._cache: OrderedDict[str, Profile] = OrderedDict()
+        self._dirty: set[str] = set()
+        self._deleted: set[str] = set()
+        self._cut: set[str] = set()
+        self._encoded: dict[str, bytes | None] = {}
+        meta = self._read_meta()
+        self.checkpoint_lsn: int = meta["lsn"]
+        self._folded_versions: set[str] = set(meta["folded_versions"])
+        self._saved_popularity_version = 0
+
+    def get(self, user_id: str, space: ItemSpace) -> Profile | None:
+        """The profile, current for `space`, or None for an unknown user."""
+        profile = self._cache.get(user_id)
+        if profile is None:
+            if user_id in self._deleted or self._encoded.get(user_id, b"") is None:
+                return None
+            with self._env.begin(db=self._profiles_db) as transaction:
+                blob = transaction.get(user_id.encode())
+            if blob is None:
+                return None
+            profile = decode_profile(user_id, blob, space)
+            self._cache[user_id] = profile
+        elif profile.generation != space.generation:
+            profile.rederive(space)
+        self._cache.move_to_end(user_id)
+        return profile
+
+    def edit(self, user_id: str, space: ItemSpace) -> Profile:
+        """The profile, new for an unknown user, about to be changed."""
+        self._preserve(user_id)
+        profile = self.get(user_id, space)
+        if profile is None:
+            profile = self._cache[user_id] = Profile(user_id, space)
+            self._deleted.discard(user_id)
+        self._dirty.add(user_id)
+        return profile
+
+    def delete(self, user_id: str) -> None:
+        """Forgets the user: at once in memory, in the store with the next checkpoint."""
+        self._preserve(user_id)
+        self._cache.pop(user_id, None)
+        self._dirty.discard(user_id)
+        self._deleted.add(user_id)
+
+    def count(self) -> int:
+        """Profiles in the store as of the last checkpoint, plus those that are not in it yet."""
+        with self._env.begin() as transaction:
+            stored: int = transaction.stat(self._profiles_db)["entries"]
+            keys = {user_id: user_id.encode() for user_id in self._dirty | self._deleted}
+            known = {
+                user_id
+                for user_id, key in keys.items()
+                if transaction.get(key, db=self._profiles_db) is not None
+            }
+        return stored + len(self._dirty - known) - len(self._deleted & known)
+
+    def user_ids(self) -> Iterator[str]:
+        """Every user of the store; call after a checkpoint."""
+        with self._env.begin(db=self._profiles_db) as transaction:
+            for key in transaction.cursor().iternext(keys=True, values=False):
+                yield bytes(key).decode()
+
+    @property
+    def dirty_count(self) -> int:
+        return len(self._dirty) + len(self._deleted)
+
+    @property
+    def folded_versions(self) -> set[str]:
+        """Snapshot versions in whose space some stored folded sum may still be."""
+        return set(self._folded_versions)
+
+    async def checkpoint(self, lsn: int, popularity: LivePopularity, snapshot_version: str) -> None:
+        """Makes the state at `lsn`, which is the state now, durable. One at a time."""
+        if not self._dirty and not self._deleted:
+            return
+        self._cut, self._dirty = self._dirty, set()
+        deleted, self._deleted = self._deleted, set()
+        self._encoded = dict.fromkeys(deleted)
+        counts = self._changed_counts(popularity)
+        landmark_s, half_life_s = popularity.landmark_s, popularity.half_life_s
+        self._folded_versions.add(snapshot_version)
+        while self._cut:
+            for _ in range(min(_SLICE, len(self._cut))):
+                self._encode(self._cut.pop())
+            await asyncio.sleep(0)
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "lsn": lsn,
+            "landmark_s": landmark_s,
+            "half_life_s": half_life_s,
+            "folded_versions": sorted(self._folded_versions),
+        }
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._commit, self._encoded, counts, meta)
+        except lmdb.Error as error:
+            # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
+            logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
+            self._dirty |= {user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache}
+            self._deleted |= deleted - self._cache.keys()
+            self._saved_popularity_version = 0
+        else:
+            self.checkpoint_lsn = lsn
+        self._encoded = {}
+        self._evict()
+
+    def load_popularity(self, popularity: LivePopularity) -> None:
+        """Restores the counts as of the last checkpoint."""
+        meta = self._read_meta()
+        popularity.landmark_s = meta["landmark_s"]
+        with self._env.begin(db=self._popularity_db) as transaction:
+            for key, value in transaction.cursor():
+                popularity.own[bytes(key).decode()] = float(np.frombuffer(value, dtype="<f8")[0])
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _preserve(self, user_id: str) -> None:
+        if user_id in self._cut:
+            self._cut.discard(user_id)
+            self._encode(user_id)
+
+    def _encode(self, user_id: str) -> None:
+        self._encoded[user_id] = encode_profile(self._cache[user_id])
+
+    def _changed_counts(self, popularity: LivePopularity) -> dict[str, float]:
+        ids, counts = popularity.changes(self._saved_popularity_version)
+        self._saved_popularity_version = popularity.version
+        return dict(zip(ids, counts, strict=True))
+
+    def _commit(self, profiles: dict[str, bytes | None], counts: dict[str, float], meta: dict[str, Any]) -> None:
+        with self._env.begin(write=True) as transaction:
+            for user_id, blob in profiles.items():
+                if blob is None:
+                    transaction.delete(user_id.encode(), db=self._profiles_db)
+                else:
+                    transaction.put(user_id.encode(), blob, db=self._profiles_db)
+            for item_id, count in counts.items():
+                transaction.put(item_id.encode(), np.float64(count).tobytes(), db=self._popularity_db)
+            transaction.put(_META_KEY, msgpack.packb(meta), db=self._meta_db)
+
+    def _evict(self) -> None:
+        surplus = len(self._cache) - self._cache_profiles
+        if surplus <= 0:
+            return
+        clean = [user_id for user_id in self._cache if user_id not in self._dirty]
+        for user_id in clean[:surplus]:
+            del self._cache[user_id]
+
+    def _read_meta(self) -> dict[str, Any]:
+        with self._env.begin(db=self._meta_db) as transaction:
+            raw = transaction.get(_META_KEY)
+        if raw is None:
+            return {"lsn": 0, "landmark_s": 0.0, "folded_versions": []}
+        meta: dict[str, Any] = msgpack.unpackb(raw)
+        if meta["format_version"] != FORMAT_VERSION:
+            raise DataFolderError(
+                f"the profile store has format version {meta['format_version']}; this server reads {FORMAT_VERSION}"
+            )
+        return meta
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """A profile as msgpack. The sums of the ring are not stored: they are derived on loading."""
+    folded = profile.folded
+    events = [
+        (event.event_id, event.kind, event.item_id, event.value, event.time_us)
+        for event in profile.events.values()
+    ]
+    pooled = profile.declared_pooled
+    body = {
+        "lsn": profile.lsn,
+        "events": events,
+        "undone": profile.undone,
+        "folded": None
+        if folded is None
+        else (folded.landmark_s, folded.masses, folded.sums.shape[1], folded.sums.tobytes()),
+        "folded_version": profile.folded_version,
+        "folded_count": profile.folded_count,
+        "folded_newest_s": profile.folded_newest_s,
+        "folded_ids": profile.folded_ids.tobytes(),
+        "folded_items": sorted(profile.folded_item_ids),
+        "declared": profile.declared_interests,
+        "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
+        "declared_model": profile.declared_model_version,
+    }
+    blob: bytes = msgpack.packb((FORMAT_VERSION, PLAIN_KEY_ID, msgpack.packb(body)))
+    return blob
+
+
+def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
+    """The inverse of encode_profile, with the sums derived for `space`."""
+    version, key_id, packed = msgpack.unpackb(blob)
+    if version != FORMAT_VERSION or key_id != PLAIN_KEY_ID:
+        raise DataFolderError(
+            f"the stored profile has format version {version} and key id {key_id}; "
+            f"this server reads {FORMAT_VERSION} and {PLAIN_KEY_ID}"
+        )
+    body = msgpack.unpackb(packed)
+    profile = Profile(user_id, space)
+    profile.lsn = body["lsn"]
+    profile.events = {
+        event_id: UserEvent(user_id, event_id, kind, item_id, value, time_us)
+        for event_id, kind, item_id, value, time_us in body["events"]
+    }
+    profile.undone = body["undone"]
+    if body["folded"] is not None:
+        landmark_s, masses, dimension, sums = body["folded"]
+        profile.folded = InterestSums(len(masses), dimension, landmark_s)
+        profile.folded.masses = list(masses)
+        profile.folded.sums = np.frombuffer(sums, dtype=np.float64).reshape(len(masses), dimension).copy()
+    profile.folded_version = body["folded_version"]
+    profile.folded_count = body["folded_count"]
+    profile.folded_newest_s = body["folded_newest_s"]
+    profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
+    profile.folded_item_ids = set(body["folded_items"])
+    profile.declared_interests = tuple(body["declared"])
+    if body["declared_pooled"] is not None:
+        shape, pooled = body["declared_pooled"]
+        profile.declared_pooled = np.frombuffer(pooled, dtype=np.float32).reshape(shape)
+    profile.declared_model_version = body["declared_model"]
+    profile.rederive(space)
+    return profile

@@ -1,0 +1,235 @@
+"""Candidate search and the exact scoring pass.
+
+    score(u, i) = q . x_i + b_i + gamma * log1p(count_i(t)) + intercept,    q = sum_h v_h A_h
+
+Two retrievers, one contract: `ExactRetriever` scores everything with one matrix product; `FaissRetriever` searches
+an index over [x_i ; b_i] for candidates and re-scores those exactly, in float32, with every term. Rows of the delta and
+the trending rows are always among the candidates.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_server.live_catalogue import LiveCatalogue
+
+TRENDING = 128
+MAX_CANDIDATES = 4096
+
+
+class Query(NamedTuple):
+    """One user's question to the retriever: the query vector q (d,), how many rows, and the rows to leave out."""
+
+    vector: NDArray[np.float32]
+    count: int
+    excluded: NDArray[np.int64]
+
+
+class Ranking(NamedTuple):
+    """Rows, best first, with their exact scores (intercept included). `certified`: no live term can have been missed."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    certified: bool
+
+
+class LiveView(NamedTuple):
+    """All that changes between two searches, taken on the event loop at one moment.
+
+    `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of them, and
+    `outside` the largest boost of any other row. `alive` is None when no row is dead.
+    """
+
+    boosts: NDArray[np.float32]
+    trending: NDArray[np.int64]
+    outside: float
+    delta_vectors: NDArray[np.float32]
+    delta_bias: NDArray[np.float32]
+    alive: NDArray[np.bool_] | None
+
+
+class Retriever(Protocol):
+    """Ranks rows of one LiveCatalogue for a batch of queries."""
+
+    description: str
+
+    def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]: ...
+
+
+def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64]) -> LiveView:
+    """The view for decayed counts (n,) of the catalogue's rows."""
+    weight = catalogue.parameters.live_popularity_weight
+    boosts = np.zeros(len(counts), dtype=np.float32)
+    trending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    outside = 0.0
+    busy = np.flatnonzero(counts)
+    if weight > 0.0 and len(busy):
+        boosts[busy] = weight * np.log1p(counts[busy])
+        trending = busy[busy < catalogue.base_count]
+        if len(trending) > TRENDING:
+            order = np.argpartition(-boosts[trending], TRENDING)
+            outside = float(boosts[trending[order[TRENDING]]])
+            trending = trending[order[:TRENDING]]
+    alive = catalogue.alive[: catalogue.size] if catalogue.alive_count < catalogue.size else None
+    return LiveView(boosts, trending, outside, catalogue.delta_vectors, catalogue.delta_bias, alive)
+
+
+def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
+    """The retriever that the snapshot was built for."""
+    if catalogue.parameters.search is None:
+        return ExactRetriever(catalogue)
+    return FaissRetriever(catalogue)
+
+
+class ExactRetriever:
+    """Scores the whole catalogue by one matrix product (NumPy's BLAS). The right choice up to some 20,000 items."""
+
+    description = "exact"
+
+    def __init__(self, catalogue: LiveCatalogue) -> None:
+        self._base_count = catalogue.base_count
+        self._intercept = np.float32(catalogue.parameters.intercept)
+        self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
+        self._bias = catalogue.snapshot.bias.view(np.ndarray)
+
+    def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        base_count = self._base_count
+        matrix = np.stack([query.vector for query in queries])
+        size = base_count + len(live.delta_bias)
+        scores = np.empty((len(queries), size), dtype=np.float32)
+        np.matmul(matrix, self._vectors.T, out=scores[:, :base_count])
+        scores[:, :base_count] += self._bias
+        if size > base_count:
+            scores[:, base_count:] = matrix @ live.delta_vectors.T + live.delta_bias
+        scores += live.boosts
+        scores += self._intercept
+        if live.alive is not None:
+            scores[:, ~live.alive] = -np.inf
+        for row_scores, query in zip(scores, queries, strict=True):
+            row_scores[query.excluded] = -np.inf
+        return [_best(row_scores, None, query.count) for row_scores, query in zip(scores, queries, strict=True)]
+
+
+class FaissRetriever:
+    """Approximate candidates from the snapshot's FAISS index, exact scores from its mapped float32 vectors."""
+
+    def __init__(self, catalogue: LiveCatalogue) -> None:
+        # faiss takes 0.2 s to import and is not needed by small catalogues.
+        import faiss
+
+        search = catalogue.parameters.search
+        index = catalogue.snapshot.index()
+        if search is None or index is None:
+            raise ValueError(f"snapshot {catalogue.version} holds no index")
+        self._dimension = catalogue.dimension
+        self._base_count = catalogue.base_count
+        self._intercept = np.float32(catalogue.parameters.intercept)
+        self._index = index
+        self._candidates = search.candidates
+        self._parameters = faiss.SearchParametersIVF(nprobe=search.nprobe)
+        self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
+        self._bias = catalogue.snapshot.bias.view(np.ndarray)
+        self._marks = np.zeros(catalogue.base_count, dtype=np.bool_)
+        # For the rare user who has seen all that the index finds.
+        self._exhaustive = ExactRetriever(catalogue)
+        factory = catalogue.snapshot.manifest.quality.get("index_factory", type(index).__name__)
+        self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates}"
+
+    def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        # A user who has seen many items needs more candidates; grouped by power of two so that one such user does not
+        # make the whole batch pay.
+        groups: dict[int, list[int]] = {}
+        for place, query in enumerate(queries):
+            groups.setdefault(self._breadth(query), []).append(place)
+        rankings: dict[int, Ranking] = {}
+        for breadth, places in groups.items():
+            found = self._rank_group([queries[place] for place in places], live, breadth)
+            rankings.update(zip(places, found, strict=True))
+        return [rankings[place] for place in range(len(queries))]
+
+    def _breadth(self, query: Query) -> int:
+        wanted = max(self._candidates, 2 * query.count)
+        if 4 * len(query.excluded) > wanted:
+            wanted += len(query.excluded)
+        breadth = self._candidates
+        while breadth < wanted:
+            breadth *= 2
+        return min(breadth, MAX_CANDIDATES, self._base_count)
+
+    def _rank_group(self, queries: list[Query], live: LiveView, breadth: int) -> list[Ranking]:
+        base_count = self._base_count
+        matrix = np.stack([query.vector for query in queries])
+        padded = np.zeros((len(queries), self._index.d), dtype=np.float32)
+        padded[:, : self._dimension] = matrix
+        padded[:, self._dimension] = 1.0
+        _, rows = self._index.search(padded, breadth, params=self._parameters)
+        missing = rows < 0
+        rows[missing] = 0
+        base = np.matmul(self._vectors[rows], matrix[:, :, None])[:, :, 0] + self._bias[rows]
+        last_base = np.where(missing, np.inf, base).min(axis=1)
+        base[missing] = -np.inf
+        scores = base + live.boosts[rows]
+        if len(live.trending):
+            # A trending row that was also found would stand twice: the found copy is struck.
+            self._marks[live.trending] = True
+            scores[self._marks[rows]] = -np.inf
+            self._marks[live.trending] = False
+            extra = matrix @ self._vectors[live.trending].T + self._bias[live.trending] + live.boosts[live.trending]
+            scores = np.concatenate([scores, extra], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(live.trending, extra.shape)], axis=1)
+        if len(live.delta_bias):
+            delta_rows = np.arange(base_count, base_count + len(live.delta_bias))
+            extra = matrix @ live.delta_vectors.T + live.delta_bias + live.boosts[delta_rows]
+            scores = np.concatenate([scores, extra], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(delta_rows, extra.shape)], axis=1)
+        scores += self._intercept
+        if live.alive is not None:
+            scores[~live.alive[rows]] = -np.inf
+        return [
+            self._finish(query, live, scores[place], rows[place], float(last_base[place]))
+            for place, query in enumerate(queries)
+        ]
+
+    def _finish(
+        self,
+        query: Query,
+        live: LiveView,
+        scores: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        last_base: float,
+    ) -> Ranking:
+        self._exclude(query.excluded, scores, rows)
+        ranking = _best(scores, rows, query.count)
+        if len(ranking.rows) < query.count:
+            return self._exhaustive.rank([query], live)[0]
+        # A row that was not found has at most last_base + outside. (The search is approximate in its base scores; what
+        # that costs is the index's measured recall.)
+        cut_off = float(ranking.scores[-1] - self._intercept)
+        return ranking._replace(certified=live.outside == 0.0 or last_base + live.outside <= cut_off)
+
+    def _exclude(
+        self, excluded: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> None:
+        if not len(excluded):
+            return
+        # Marking and looking up costs 3 us; np.isin sorts and costs 20.
+        inside = excluded[excluded < self._base_count]
+        self._marks[inside] = True
+        main = rows < self._base_count
+        scores[main & self._marks[np.where(main, rows, 0)]] = -np.inf
+        self._marks[inside] = False
+        if len(inside) < len(excluded):
+            scores[np.isin(rows, excluded[excluded >= self._base_count])] = -np.inf
+
+
+def _best(scores: NDArray[np.float32], rows: NDArray[np.int64] | None, count: int) -> Ranking:
+    """The best `count` of one query; `rows` None: scores are by row. -inf is left out; ties go to the first place."""
+    if count < len(scores):
+        best = np.argpartition(scores, -count)[-count:]
+    else:
+        best = np.arange(len(scores))
+    best = best[np.lexsort((best, -scores[best]))]
+    best = best[scores[best] > -np.inf]
+    return Ranking(best if rows is None else rows[best], scores[best], True)

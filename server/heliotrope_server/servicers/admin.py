@@ -1,0 +1,154 @@
+"""AdminService."""
+
+import asyncio
+import importlib.metadata
+import time
+from datetime import datetime
+from typing import Any
+
+import grpc
+
+from heliotrope.internal.v1 import peer_pb2
+from heliotrope.v1 import admin_pb2 as pb
+from heliotrope.v1 import admin_pb2_grpc
+from heliotrope_indexer.errors import IndexerError
+from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.activation import Activation
+from heliotrope_server.engine import Engine
+from heliotrope_server.errors import SnapshotUnusableError
+from heliotrope_server.peers import Peers
+from heliotrope_server.servicers.routing import remaining_s
+from heliotrope_server.settings import SLOT_COUNT, slots_of
+
+STATUS_TIMEOUT_S = 2.0
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """With `whole_server` off it speaks for its own shard only: what the shards ask of each other."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        activation: Activation,
+        store: SnapshotStore,
+        peers: Peers,
+        addresses: list[str],
+        *,
+        whole_server: bool,
+    ) -> None:
+        self._engine = engine
+        self._activation = activation
+        self._store = store
+        self._peers = peers
+        self._addresses = addresses
+        self._whole_server = whole_server
+        self._start_s = time.time()
+        self._previous_version = ""
+        self._switching = asyncio.Lock()
+
+    async def GetServingStatus(
+        self, request: pb.GetServingStatusRequest, context: Any
+    ) -> pb.GetServingStatusResponse:
+        shards = [self._own_status()]
+        if self._whole_server:
+            others = await asyncio.gather(*(self._status_of(peer) for peer in self._peers.others))
+            shards = sorted([*shards, *others], key=lambda shard: shard.shard_index)
+        return pb.GetServingStatusResponse(
+            shards=shards, slot_count=SLOT_COUNT, server_version=importlib.metadata.version("heliotrope")
+        )
+
+    async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
+        return pb.ListSnapshotsResponse(snapshots=await asyncio.to_thread(self._summaries))
+
+    async def ActivateSnapshot(
+        self, request: pb.ActivateSnapshotRequest, context: Any
+    ) -> pb.ActivateSnapshotResponse:
+        async with self._switching:
+            previous = self._engine.catalogue.version
+            try:
+                version = request.snapshot_version or self._store.current()
+            except IndexerError as error:
+                raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
+            map_error = await self._switch(version, remaining_s(context))
+            if version != previous:
+                self._previous_version = previous
+            return pb.ActivateSnapshotResponse(
+                snapshot_version=version,
+                previous_snapshot_version=previous,
+                folded_migration_error=map_error,
+            )
+
+    async def RollBackSnapshot(
+        self, request: pb.RollBackSnapshotRequest, context: Any
+    ) -> pb.RollBackSnapshotResponse:
+        async with self._switching:
+            if not self._previous_version:
+                raise SnapshotUnusableError(
+                    "NO_PREVIOUS_SNAPSHOT", "this shard has activated no other snapshot since it started"
+                )
+            version, self._previous_version = self._previous_version, self._engine.catalogue.version
+            await self._switch(version, remaining_s(context))
+            return pb.RollBackSnapshotResponse(snapshot_version=version)
+
+    async def _switch(self, version: str, timeout_s: float) -> float:
+        """Prepares on every shard, then commits on every shard. Raises, with nothing changed, if one can't prepare."""
+        prepare = peer_pb2.PrepareSnapshotRequest(snapshot_version=version)
+        await self._activation.prepare(version)
+        await asyncio.gather(
+            *(peer.internal.PrepareSnapshot(prepare, timeout=timeout_s) for peer in self._peers.others)
+        )
+        # CURRENT first: a shard that dies and restarts from here on comes up with the new snapshot.
+        await asyncio.to_thread(self._store.activate, version)
+        commit = peer_pb2.CommitSnapshotRequest(snapshot_version=version)
+        error = self._activation.commit(version)
+        committed = await asyncio.gather(
+            *(peer.internal.CommitSnapshot(commit, timeout=timeout_s) for peer in self._peers.others)
+        )
+        return max([error, *(answer.folded_migration_error for answer in committed)])
+
+    async def _status_of(self, peer: Any) -> pb.ShardStatus:
+        try:
+            answer = await peer.admin.GetServingStatus(pb.GetServingStatusRequest(), timeout=STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return self._placed(pb.ShardStatus(reachable=False), peer.index)
+        status: pb.ShardStatus = answer.shards[0]
+        return status
+
+    def _placed(self, status: pb.ShardStatus, index: int) -> pb.ShardStatus:
+        slots = slots_of(index, self._peers.shard_count)
+        status.shard_index, status.address = index, self._addresses[index]
+        status.first_slot, status.end_slot = slots.start, slots.stop
+        return status
+
+    def _own_status(self) -> pb.ShardStatus:
+        engine = self._engine
+        status = pb.ShardStatus(
+            snapshot_version=engine.catalogue.version,
+            item_count=engine.catalogue.alive_count,
+            delta_item_count=len(engine.catalogue.delta),
+            profile_count=engine.profile_count(),
+            applied_lsn=engine.applied_lsn,
+            retriever=engine.retriever_description,
+            encoder=engine.encoder.description if engine.encoder else "",
+            recommend_count=engine.recommend_count,
+            event_count=engine.event_count,
+            uncertified_share=engine.uncertified_count / max(engine.recommend_count, 1),
+            reachable=True,
+        )
+        status.start_time.FromMilliseconds(round(self._start_s * 1000))
+        return self._placed(status, self._peers.own_index)
+
+    def _summaries(self) -> list[pb.SnapshotSummary]:
+        summaries = []
+        for version in self._store.versions():
+            manifest = self._store.manifest(version)
+            summary = pb.SnapshotSummary(
+                snapshot_version=version,
+                item_count=manifest.n_items,
+                dimension=manifest.dimension,
+                recall_at_100=float(manifest.quality.get("recall_at_100", 0.0)),
+                active=version == self._engine.catalogue.version,
+            )
+            summary.build_time.FromDatetime(datetime.fromisoformat(manifest.build_time))
+            summaries.append(summary)
+        return summaries

@@ -1,0 +1,189 @@
+"""CatalogService. Reads are answered by any shard; writes are made by shard 0 and awaited on all."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+
+from heliotrope.internal.v1 import peer_pb2
+from heliotrope.v1 import catalog_pb2 as pb
+from heliotrope.v1 import catalog_pb2_grpc
+from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server.catalogue_log import DELETE, encode_upsert
+from heliotrope_server.engine import MAX_COUNT, MAX_TEXT, Engine, check_text
+from heliotrope_server.errors import InvalidArgumentError
+from heliotrope_server.event import check_id
+from heliotrope_server.live_catalogue import DeltaItem
+from heliotrope_server.record_log import RecordLog
+from heliotrope_server.servicers.routing import Router, passed_on, remaining_s
+
+MAX_BATCH = 256
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+MAX_DESCRIPTION = 20_000
+MAX_CATEGORIES = 64
+
+
+class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
+    """`log` is the catalogue log on the shard that writes it, None on the others."""
+
+    def __init__(self, engine: Engine, router: Router, log: RecordLog | None) -> None:
+        self._engine = engine
+        self._router = router
+        self._log = log
+        self._writing = asyncio.Lock()
+
+    async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:
+        items = [checked_item(item) for item in request.items]
+        _check_size("items", len(items), MAX_BATCH)
+        writer = self._router.catalogue_writer()
+        if writer is not None:
+            return await passed_on(writer, writer.catalog.UpsertItems(request, timeout=remaining_s(context)))
+        if len({item.item_id for item in items}) < len(items):
+            raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
+        async with self._writing:
+            entries, truncated = await self._embedded(items)
+            replaced = sum(self._engine.knows_item(item.item_id) for item in items)
+            await self._write([encode_upsert(entry) for entry in entries], context)
+        return pb.UpsertItemsResponse(
+            created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
+        )
+
+    async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Any) -> pb.DeleteItemsResponse:
+        _check_size("item_ids", len(request.item_ids), MAX_BATCH)
+        writer = self._router.catalogue_writer()
+        if writer is not None:
+            return await passed_on(writer, writer.catalog.DeleteItems(request, timeout=remaining_s(context)))
+        async with self._writing:
+            ids = list(dict.fromkeys(request.item_ids))
+            for item_id in ids:
+                self._engine.require_item(item_id)
+            await self._write([[DELETE, item_id] for item_id in ids], context)
+        return pb.DeleteItemsResponse(deleted_count=len(ids))
+
+    async def GetItem(self, request: pb.GetItemRequest, context: Any) -> pb.GetItemResponse:
+        row = self._engine.require_item(request.item_id)
+        return pb.GetItemResponse(
+            item=item_message(self._engine.catalogue.item(row)),
+            bias=self._engine.catalogue.bias(row),
+            live_event_count=float(self._engine.popularity.counts_at(self._engine.now_s())[row]),
+        )
+
+    async def ListItems(self, request: pb.ListItemsRequest, context: Any) -> pb.ListItemsResponse:
+        if not 0 <= request.page_size <= MAX_PAGE:
+            raise InvalidArgumentError(
+                "INVALID_PAGE_SIZE",
+                f"page_size must be 0 to {MAX_PAGE}, not {request.page_size}",
+                value=request.page_size,
+                limit=MAX_PAGE,
+            )
+        catalogue = self._engine.catalogue
+        # A page token holds the snapshot with the row, since rows mean nothing in another snapshot.
+        version, _, start = request.page_token.rpartition("/")
+        if request.page_token and (version != catalogue.version or not start.isdecimal()):
+            raise InvalidArgumentError(
+                "INVALID_PAGE_TOKEN", "page_token is not of the active snapshot; begin again with an empty one"
+            )
+        wanted = request.page_size or DEFAULT_PAGE
+        rows = []
+        for row in catalogue.living_rows(int(start or 0)):
+            if len(rows) == wanted:
+                return pb.ListItemsResponse(
+                    items=[item_message(catalogue.item(each)) for each in rows],
+                    next_page_token=f"{catalogue.version}/{row}",
+                )
+            rows.append(row)
+        return pb.ListItemsResponse(items=[item_message(catalogue.item(each)) for each in rows])
+
+    async def SearchItems(self, request: pb.SearchItemsRequest, context: Any) -> pb.SearchItemsResponse:
+        check_text("query", request.query, MAX_TEXT)
+        if not 1 <= request.count <= MAX_COUNT:
+            raise InvalidArgumentError(
+                "INVALID_COUNT",
+                f"count must be 1 to {MAX_COUNT}, not {request.count}",
+                value=request.count,
+                limit=MAX_COUNT,
+            )
+        pooled = await self._engine.embed([request.query])
+        catalogue = self._engine.catalogue
+        query = catalogue.project(pooled)[0]
+        found = await asyncio.to_thread(catalogue.nearest, query, request.count)
+        return pb.SearchItemsResponse(
+            matches=[
+                pb.ItemMatch(item=item_message(catalogue.item(row)), similarity=similarity)
+                for row, similarity in found
+            ]
+        )
+
+    async def _embedded(self, items: list[CatalogItem]) -> tuple[list[DeltaItem], list[str]]:
+        """Embeds new texts together with those they replace, whose residual the items keep."""
+        catalogue = self._engine.catalogue
+        rows = {item.item_id: catalogue.snapshot.row_of(item.item_id) for item in items}
+        kept = [(item_id, row) for item_id, row in rows.items() if row is not None]
+        pooled, truncated = await self._engine.embed_items(items)
+        residuals: dict[str, Any] = {}
+        if kept:
+            old_pooled, _ = await self._engine.embed_items([catalogue.snapshot.item(row) for _, row in kept])
+            for (item_id, row), text_vector in zip(kept, catalogue.project(old_pooled), strict=True):
+                residuals[item_id] = (catalogue.row_vector(row) - text_vector).astype(np.float32)
+        model_version = self._engine.encoder.model_version if self._engine.encoder else ""
+        entries = []
+        for item, vector in zip(items, pooled, strict=True):
+            row = rows[item.item_id]
+            bias = 0.0 if row is None else catalogue.bias(row)
+            residual = residuals.get(item.item_id)
+            entries.append(DeltaItem(item, vector, residual, bias, catalogue.version, model_version))
+        return entries, truncated
+
+    async def _write(self, records: list[Any], context: Any) -> None:
+        """Makes changes durable, applies them here, and waits until every other shard has applied them."""
+        assert self._log is not None, "only shard 0 writes the catalogue log"
+        last = await self._log.append(records, lambda first: first + len(records) - 1)
+        self._engine.catch_up_catalogue()
+        calls = [
+            peer.internal.CatchUpCatalog(
+                peer_pb2.CatchUpCatalogRequest(sequence=last), timeout=remaining_s(context)
+            )
+            for peer in self._router.peers.others
+        ]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            # A shard that is down reads the log when it comes back; it can't answer with the old catalogue.
+            if isinstance(outcome, grpc.aio.AioRpcError) and outcome.code() is grpc.StatusCode.UNAVAILABLE:
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+
+def checked_item(message: pb.Item) -> CatalogItem:
+    """The item of a message; raises InvalidArgumentError naming the limit."""
+    check_id("item_id", message.item_id)
+    check_text("title", message.title, MAX_TEXT)
+    if len(message.description) > MAX_DESCRIPTION:
+        raise InvalidArgumentError(
+            "INVALID_DESCRIPTION",
+            f"description has {len(message.description)} characters; at most {MAX_DESCRIPTION} are accepted",
+            value=len(message.description),
+            limit=MAX_DESCRIPTION,
+        )
+    if len(message.categories) > MAX_CATEGORIES:
+        raise InvalidArgumentError(
+            "TOO_MANY_CATEGORIES",
+            f"an item has {len(message.categories)} categories; at most {MAX_CATEGORIES} are accepted",
+            value=len(message.categories),
+            limit=MAX_CATEGORIES,
+        )
+    return CatalogItem(message.item_id, message.title, message.description, tuple(message.categories))
+
+
+def item_message(item: CatalogItem) -> pb.Item:
+    return pb.Item(
+        item_id=item.item_id, title=item.title, description=item.description, categories=item.categories
+    )
+
+
+def _check_size(field: str, size: int, limit: int) -> None:
+    if not 1 <= size <= limit:
+        raise InvalidArgumentError(
+            "INVALID_BATCH_SIZE", f"{field} must hold 1 to {limit} entries, not {size}", value=size, limit=limit
+        )

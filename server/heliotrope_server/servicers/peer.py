@@ -1,0 +1,47 @@
+"""PeerService: what shards say to each other."""
+
+import uuid
+from typing import Any
+
+from heliotrope.internal.v1 import peer_pb2 as pb
+from heliotrope.internal.v1 import peer_pb2_grpc
+from heliotrope_server.activation import Activation
+from heliotrope_server.engine import Engine
+
+
+class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
+    def __init__(self, engine: Engine, activation: Activation) -> None:
+        self._engine = engine
+        self._activation = activation
+        self._incarnation = uuid.uuid4().hex
+
+    async def ExchangePopularity(
+        self, request: pb.ExchangePopularityRequest, context: Any
+    ) -> pb.ExchangePopularityResponse:
+        popularity = self._engine.popularity
+        item_ids, counts = popularity.changes(request.since_version)
+        return pb.ExchangePopularityResponse(
+            version=popularity.version,
+            incarnation=self._incarnation,
+            item_ids=item_ids,
+            counts=counts,
+            landmark_s=popularity.landmark_s,
+        )
+
+    async def CatchUpCatalog(
+        self, request: pb.CatchUpCatalogRequest, context: Any
+    ) -> pb.CatchUpCatalogResponse:
+        self._engine.catch_up_catalogue()
+        return pb.CatchUpCatalogResponse()
+
+    async def PrepareSnapshot(
+        self, request: pb.PrepareSnapshotRequest, context: Any
+    ) -> pb.PrepareSnapshotResponse:
+        await self._activation.prepare(request.snapshot_version)
+        return pb.PrepareSnapshotResponse()
+
+    async def CommitSnapshot(
+        self, request: pb.CommitSnapshotRequest, context: Any
+    ) -> pb.CommitSnapshotResponse:
+        error = self._activation.commit(request.snapshot_version)
+        return pb.CommitSnapshotResponse(folded_migration_error=error)

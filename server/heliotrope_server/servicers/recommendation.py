@@ -1,0 +1,132 @@
+"""RecommendationService."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from heliotrope.v1 import recommendation_pb2 as pb
+from heliotrope.v1 import recommendation_pb2_grpc
+from heliotrope_server.engine import Answer, Engine, Question
+from heliotrope_server.errors import InvalidArgumentError, RequestError
+from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
+
+MAX_BATCH = 256
+
+
+class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServicer):
+    def __init__(self, engine: Engine, router: Router) -> None:
+        self._engine = engine
+        self._router = router
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+        owner = self._router.owner(request.user_id)
+        if owner is not None:
+            return await passed_on(owner, owner.recommendations.Recommend(request, timeout=remaining_s(context)))
+        remaining = context.time_remaining()
+        deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
+        timed = await self._engine.recommend(to_question(request), deadline_s=deadline_s)
+        response = self._response(timed.result)
+        response.timings.queue_ns = timed.queue_ns
+        response.timings.search_ns = timed.work_ns
+        return response
+
+    async def BatchRecommend(self, request: pb.BatchRecommendRequest, context: Any) -> pb.BatchRecommendResponse:
+        size = len(request.requests)
+        if not 1 <= size <= MAX_BATCH:
+            raise InvalidArgumentError(
+                "INVALID_BATCH_SIZE",
+                f"a batch holds 1 to {MAX_BATCH} requests, not {size}",
+                value=size,
+                limit=MAX_BATCH,
+            )
+        results: list[pb.BatchRecommendResult] = [pb.BatchRecommendResult()] * size
+        own: list[int] = []
+        foreign: dict[int, list[int]] = {}
+        for place, single in enumerate(request.requests):
+            owner = self._router.owner(single.user_id)
+            if owner is None:
+                own.append(place)
+            else:
+                foreign.setdefault(owner.index, []).append(place)
+        passing = [
+            asyncio.create_task(self._pass_on(index, request, places, remaining_s(context), results))
+            for index, places in foreign.items()
+        ]
+        outcomes = await self._engine.recommend_many([to_question(request.requests[place]) for place in own])
+        for place, outcome in zip(own, outcomes, strict=True):
+            if isinstance(outcome, RequestError):
+                results[place] = pb.BatchRecommendResult(error=error_message(outcome))
+            else:
+                results[place] = pb.BatchRecommendResult(response=self._response(outcome))
+        await asyncio.gather(*passing)
+        return pb.BatchRecommendResponse(results=results)
+
+    async def StreamRecommend(
+        self, request_iterator: AsyncIterator[pb.StreamRecommendRequest], context: Any
+    ) -> AsyncIterator[pb.StreamRecommendResponse]:
+        async for message in request_iterator:
+            try:
+                response = await self.Recommend(message.request, context)
+                yield pb.StreamRecommendResponse(response=response)
+            except RequestError as error:
+                yield pb.StreamRecommendResponse(error=error_message(error))
+
+    async def _pass_on(
+        self,
+        index: int,
+        request: pb.BatchRecommendRequest,
+        places: list[int],
+        timeout_s: float,
+        results: list[pb.BatchRecommendResult],
+    ) -> None:
+        peer = next(peer for peer in self._router.peers.others if peer.index == index)
+        part = pb.BatchRecommendRequest(requests=[request.requests[place] for place in places])
+        try:
+            answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            for place in places:
+                results[place] = pb.BatchRecommendResult(error=error_message(unreachable(peer)))
+            return
+        for place, result in zip(places, answered.results, strict=True):
+            results[place] = result
+
+    def _response(self, answer: Answer) -> pb.RecommendResponse:
+        response = pb.RecommendResponse(
+            request_id=self._engine.next_request_id(),
+            snapshot_version=answer.snapshot_version,
+            profile_version=answer.profile_version,
+        )
+        add, source = response.recommendations.add, answer.source
+        for item_id, score, probability in zip(
+            answer.item_ids, answer.scores, answer.probabilities, strict=True
+        ):
+            add(item_id=item_id, score=score, probability=probability, source=source)  # type: ignore[arg-type]
+        for recommendation, parts in zip(response.recommendations, answer.explanations, strict=False):
+            for part in parts:
+                recommendation.explanation.add(
+                    kind=part.kind,  # type: ignore[arg-type]
+                    value=part.value,
+                    event_id=part.event_id,
+                    item_id=part.item_id,
+                )
+        return response
+
+
+def to_question(request: pb.RecommendRequest) -> Question:
+    return Question(
+        request.user_id,
+        request.count,
+        request.seen_policy == pb.SEEN_POLICY_INCLUDE,
+        request.excluded_item_ids,
+        request.version_token,
+        request.explain,
+        request.request_time.ToNanoseconds() / 1e9 if request.HasField("request_time") else None,
+    )
+
+
+def error_message(error: RequestError) -> pb.Error:
+    """The error of one element of a batch or stream."""
+    return pb.Error(reason=error.reason, message=error.message, metadata=error.metadata)
