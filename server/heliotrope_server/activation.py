@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 import numpy as np
-
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
+
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -32,7 +32,9 @@ class Activation:
         """Swaps to the prepared snapshot; returns the relative error of the map for folded sums."""
         if self._prepared is None or self._prepared[0].version != version:
             raise SnapshotUnusableError(
-                "SNAPSHOT_NOT_PREPARED", f"snapshot {version!r} is not prepared on this shard", version=version
+                "SNAPSHOT_NOT_PREPARED",
+                f"snapshot {version!r} is not prepared on this shard",
+                version=version,
             )
         catalogue, error = self._prepared
         self._prepared = None

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import CatalogItem
+from numpy.typing import NDArray
+
 from heliotrope_server.catalogue_log import CatalogueChanges
 from heliotrope_server.errors import (
     EncoderNotLoadedError,
@@ -118,7 +118,7 @@ class Engine:
         self._wall_clock = wall_clock
         self._log_folder = folder / "log"
         self._log_factory = log_factory
-        self._store = ProfileStore(folder / "profiles", cache_profiles=settings.cache_profiles)
+        self.store = ProfileStore(folder / "profiles", cache_profiles=settings.cache_profiles)
         self._batcher = MicroBatcher[Question, Answer](
             self._answer_batch, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
@@ -135,13 +135,13 @@ class Engine:
         self.changes.catch_up()
         await self._refresh_stale_pooled()
         self.changes.lay_over(self.catalogue)
-        missing = self._store.folded_versions - {self.catalogue.version}
+        missing = self.store.folded_versions - {self.catalogue.version}
         if folded_maps is not None and missing:
             folded_maps(self.catalogue, missing)
-        self._store.load_popularity(self.popularity)
+        self.store.load_popularity(self.popularity)
         self.popularity.bind(self.catalogue.rows, self.catalogue.size)
         self._install(self.catalogue)
-        self.applied_lsn = self._store.checkpoint_lsn
+        self.applied_lsn = self.store.checkpoint_lsn
         replayed = 0
         for frame in read_log(self._log_folder, after_lsn=self.applied_lsn):
             for offset, record in enumerate(frame.records):
@@ -160,13 +160,14 @@ class Engine:
             logger.info("replayed %d records up to LSN %d", replayed, self.applied_lsn)
         self._checkpointer = asyncio.create_task(self._checkpoint_for_ever())
 
-    async def stop(self) -> None:
+    async def stop(self, *, close_store: bool = True) -> None:
         """Writes what is still to be written: the log first, then a last checkpoint."""
         self._checkpointer.cancel()
         self._log.close()
         await asyncio.sleep(0)  # acknowledgements of the last group
         await self.checkpoint()
-        self._store.close()
+        if close_store:
+            self.store.close()
         self._encoder_thread.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -176,7 +177,7 @@ class Engine:
     async def checkpoint(self) -> None:
         """Takes a checkpoint now."""
         async with self._checkpoint_lock:
-            await self._store.checkpoint(self.applied_lsn, self.popularity, self.catalogue.version)
+            await self.store.checkpoint(self.applied_lsn, self.popularity, self.catalogue.version)
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
@@ -197,7 +198,9 @@ class Engine:
                 outcomes[place] = error
         for start in range(0, len(sound), _MAX_BATCH):
             places = sound[start : start + _MAX_BATCH]
-            outcomes.update(zip(places, self._answer_batch([questions[place] for place in places]), strict=True))
+            outcomes.update(
+                zip(places, self._answer_batch([questions[place] for place in places]), strict=True)
+            )
             await asyncio.sleep(0)
         return [outcomes[place] for place in range(len(questions))]
 
@@ -226,7 +229,7 @@ class Engine:
     def _answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
         catalogue, parameters = self.catalogue, self.catalogue.parameters
         now_s = self._wall_clock()
-        profiles = [self._store.get(question.user_id, catalogue) for question in questions]
+        profiles = [self.store.get(question.user_id, catalogue) for question in questions]
         times = [now_s if question.time_s is None else question.time_s for question in questions]
         interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
         for place, profile in enumerate(profiles):
@@ -320,7 +323,7 @@ class Engine:
 
     def _apply_event(self, event: UserEvent, lsn: int) -> EventFate:
         catalogue = self.catalogue
-        profile = self._store.edit(event.user_id, catalogue)
+        profile = self.store.edit(event.user_id, catalogue)
         applied, undone = profile.apply(event, catalogue)
         profile.lsn = self.applied_lsn = lsn
         if applied is Applied.UNDO_TOO_OLD:
@@ -338,7 +341,9 @@ class Engine:
             if counted is not None and self._is_positive(counted):
                 row = catalogue.row_of(counted.item_id)
                 self.popularity.add(counted.item_id, row, counted.time_s, sign)
-            profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
+            profile.fold(
+                self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue
+            )
         return EventFate(applied)
 
     def _is_positive(self, event: UserEvent) -> bool:
@@ -348,23 +353,27 @@ class Engine:
         tag, _key_id, user_id, *rest = record
         if tag == RECORD_EVENT:
             event_id, kind, item_id, value, time_us, undone_event_id = rest
-            self._apply_event(UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn)
+            self._apply_event(
+                UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn
+            )
         elif tag == RECORD_DECLARE:
             interests, model_version, shape, pooled = rest
             self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
         elif tag == RECORD_DELETE:
             self._apply_delete(user_id, lsn)
         else:
-            raise StartError(f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server")
+            raise StartError(
+                f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server"
+            )
 
     # -- profiles -------------------------------------------------------------------------------------------------
 
     def profile(self, user_id: str) -> Profile:
         """The profile; an empty one, which is not stored, for an unknown user."""
-        return self._store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
+        return self.store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
 
     def profile_count(self) -> int:
-        return self._store.count()
+        return self.store.count()
 
     async def declare(self, user_id: str, interests: Sequence[str]) -> int:
         """Embeds and stores declared interests; returns the LSN."""
@@ -414,7 +423,7 @@ class Engine:
         pooled: NDArray[np.float32],
         lsn: int,
     ) -> None:
-        profile = self._store.edit(user_id, self.catalogue)
+        profile = self.store.edit(user_id, self.catalogue)
         profile.declared_interests = tuple(interests)
         profile.declared_pooled = pooled if len(interests) else None
         profile.declared_model_version = model_version
@@ -422,8 +431,8 @@ class Engine:
         profile.lsn = self.applied_lsn = lsn
 
     def _apply_delete(self, user_id: str, lsn: int) -> int:
-        profile = self._store.get(user_id, self.catalogue)
-        self._store.delete(user_id)
+        profile = self.store.get(user_id, self.catalogue)
+        self.store.delete(user_id)
         self.applied_lsn = lsn
         return 0 if profile is None else profile.event_count
 
@@ -490,12 +499,15 @@ class Engine:
         if self.encoder is None:
             return
         stale = [
-            entry.item for entry in self.changes.live_items() if entry.model_version != self.encoder.model_version
+            entry.item
+            for entry in self.changes.live_items()
+            if entry.model_version != self.encoder.model_version
         ]
         if stale:
             pooled, _ = await self.embed_items(stale)
             self.changes.replace_pooled(
-                {item.item_id: row for item, row in zip(stale, pooled, strict=True)}, self.encoder.model_version
+                {item.item_id: row for item, row in zip(stale, pooled, strict=True)},
+                self.encoder.model_version,
             )
 
 

@@ -73,7 +73,9 @@ def admit(
     if kind == EventKind.UNDO:
         check_id("undone_event_id", undone_event_id, MAX_EVENT_ID_BYTES)
         if item_id or value is not None:
-            raise InvalidArgumentError("INVALID_UNDO", "an UNDO names undone_event_id and no item_id or value")
+            raise InvalidArgumentError(
+                "INVALID_UNDO", "an UNDO names undone_event_id and no item_id or value"
+            )
     elif kind not in KIND_NAMES:
         raise InvalidArgumentError(
             "INVALID_EVENT_TYPE", f"event type {kind} is not one of 1 to {max(EventKind)}", value=kind
@@ -106,7 +108,10 @@ def _checked_value(kind: int, value: float | None) -> float:
     limit = MAX_STARS if kind == EventKind.RATING else MAX_VALUE
     if not math.isfinite(value) or not 0.0 <= value <= limit:
         raise InvalidArgumentError(
-            "INVALID_VALUE", f"value must be finite and from 0 to {limit:g}, not {value}", value=value, limit=limit
+            "INVALID_VALUE",
+            f"value must be finite and from 0 to {limit:g}, not {value}",
+            value=value,
+            limit=limit,
         )
     return value
 

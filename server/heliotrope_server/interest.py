@@ -34,7 +34,12 @@ class InterestSums:
         self.masses: list[float] = [0.0] * horizons
 
     def add(
-        self, gain: float, vector: NDArray[np.float32], time_s: float, half_lives_s: tuple[float, ...], sign: int = 1
+        self,
+        gain: float,
+        vector: NDArray[np.float32],
+        time_s: float,
+        half_lives_s: tuple[float, ...],
+        sign: int = 1,
     ) -> None:
         """Adds one event, or takes it back with `sign=-1`. `vector` is (d,); O(H d)."""
         lead_s = time_s - self.landmark_s

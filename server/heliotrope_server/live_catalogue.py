@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
+from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +164,9 @@ class LiveCatalogue:
         """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
         matrix = self._folded_maps.get(version)
         if matrix is None:
-            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
+            logger.error(
+                "no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version
+            )
         return matrix
 
     def learn_map(self, version: str, item_ids: list[str], vectors: NDArray[np.float32]) -> float | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-
 from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope.v1 import (
     admin_pb2_grpc,
@@ -16,6 +15,7 @@ from heliotrope.v1 import (
     profile_pb2_grpc,
     recommendation_pb2_grpc,
 )
+
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 MAX_MESSAGE_BYTES = 32 << 20
@@ -33,7 +33,11 @@ class Peer:
     def __init__(self, index: int, socket: Path) -> None:
         self.index = index
         # A shard that restarts is back within a second or two; gRPC's own back-off would keep callers out for longer.
-        options = [*MESSAGE_OPTIONS, ("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 50)]
+        options = [
+            *MESSAGE_OPTIONS,
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+        ]
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
         self.recommendations = recommendation_pb2_grpc.RecommendationServiceStub(self._channel)
         self.events = event_pb2_grpc.EventServiceStub(self._channel)

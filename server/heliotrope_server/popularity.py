@@ -65,10 +65,6 @@ class LivePopularity:
         """Makes room for new rows at the end."""
         self._counts = np.concatenate([self._counts, np.zeros(size - len(self._counts))])
 
-    def rebase(self, half_life_s: float) -> None:
-        """Changes the half-life: counts keep their value at the landmark, which is moved to the newest known moment."""
-        self.half_life_s = half_life_s
-
     def merge_peer(
         self, peer: int, item_ids: list[str], counts: list[float], landmark_s: float, rows: dict[str, int]
     ) -> None:
@@ -92,6 +88,15 @@ class LivePopularity:
             if row is not None:
                 self._counts[row] = max(0.0, self._counts[row] - count)
         self.version += 1
+
+    def absorb_peers(self) -> None:
+        """Makes the peers' counts this shard's own: for cutting shards anew."""
+        for counts in self._peers.values():
+            for item_id, count in counts.items():
+                self.own[item_id] = self.own.get(item_id, 0.0) + count
+        self._peers = {}
+        self.version += 1
+        self.changed_at = dict.fromkeys(self.own, self.version)
 
     def changes(self, since_version: int) -> tuple[list[str], list[float]]:
         """Own counts that changed after `since_version`."""

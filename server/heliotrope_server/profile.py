@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import xxhash
+from heliotrope_indexer.parameters import Parameters
 from numpy.typing import NDArray
 
-from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
 from heliotrope_server.interest import InterestSums, interest_vectors
 
@@ -108,7 +108,9 @@ class Profile:
         if not leaving:
             return
         if self.folded is None:
-            self.folded = InterestSums(len(space.parameters.half_lives_s), space.dimension, leaving[-1].time_s)
+            self.folded = InterestSums(
+                len(space.parameters.half_lives_s), space.dimension, leaving[-1].time_s
+            )
             self.folded_version = space.version
         _accumulate(self.folded, leaving, space)
         for event in leaving:
@@ -227,7 +229,9 @@ def _accumulate(sums: InterestSums, events: Sequence[UserEvent], space: ItemSpac
         sums.add_many(np.array(gains), np.array(vectors), np.array(times), space.parameters.half_lives_s)
 
 
-def _carried_over(old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace) -> InterestSums | None:
+def _carried_over(
+    old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace
+) -> InterestSums | None:
     """Folded sums in the new space. A horizon that did not exist takes the nearest old one's; None if no map exists."""
     if matrix is None:
         return None

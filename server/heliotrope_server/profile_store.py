@@ -82,6 +82,11 @@ class ProfileStore:
         self._dirty.add(user_id)
         return profile
 
+    def adopt(self, profile: Profile) -> None:
+        """Takes over a profile from another store; it is stored with the next checkpoint."""
+        self._cache[profile.user_id] = profile
+        self._dirty.add(profile.user_id)
+
     def delete(self, user_id: str) -> None:
         """Forgets the user: at once in memory, in the store with the next checkpoint."""
         self._preserve(user_id)
@@ -118,7 +123,7 @@ class ProfileStore:
 
     async def checkpoint(self, lsn: int, popularity: LivePopularity, snapshot_version: str) -> None:
         """Makes the state at `lsn`, which is the state now, durable. One at a time."""
-        if not self._dirty and not self._deleted:
+        if not self._dirty and not self._deleted and popularity.version == self._saved_popularity_version:
             return
         self._cut, self._dirty = self._dirty, set()
         deleted, self._deleted = self._deleted, set()
@@ -142,7 +147,9 @@ class ProfileStore:
         except lmdb.Error as error:
             # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
             logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
-            self._dirty |= {user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache}
+            self._dirty |= {
+                user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache
+            }
             self._deleted |= deleted - self._cache.keys()
             self._saved_popularity_version = 0
         else:
@@ -174,7 +181,9 @@ class ProfileStore:
         self._saved_popularity_version = popularity.version
         return dict(zip(ids, counts, strict=True))
 
-    def _commit(self, profiles: dict[str, bytes | None], counts: dict[str, float], meta: dict[str, Any]) -> None:
+    def _commit(
+        self, profiles: dict[str, bytes | None], counts: dict[str, float], meta: dict[str, Any]
+    ) -> None:
         with self._env.begin(write=True) as transaction:
             for user_id, blob in profiles.items():
                 if blob is None:

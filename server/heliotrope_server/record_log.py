@@ -31,7 +31,9 @@ _SEGMENT_HEADER = struct.Struct("<8sI")
 _SEGMENT_MAGIC = b"HELIOLOG"
 _FRAME_HEADER = struct.Struct("<4sIIQI")
 _FRAME_MAGIC = b"HLFR"
-_CHECKED_FROM = 12  # magic, length and the CRC itself are not covered; a wrong length fails the CRC all the same
+_CHECKED_FROM = (
+    12  # magic, length and the CRC itself are not covered; a wrong length fails the CRC all the same
+)
 
 logger = logging.getLogger(__name__)
 

@@ -109,7 +109,9 @@ class ExactRetriever:
             scores[:, ~live.alive] = -np.inf
         for row_scores, query in zip(scores, queries, strict=True):
             row_scores[query.excluded] = -np.inf
-        return [_best(row_scores, None, query.count) for row_scores, query in zip(scores, queries, strict=True)]
+        return [
+            _best(row_scores, None, query.count) for row_scores, query in zip(scores, queries, strict=True)
+        ]
 
 
 class FaissRetriever:
@@ -176,7 +178,11 @@ class FaissRetriever:
             self._marks[live.trending] = True
             scores[self._marks[rows]] = -np.inf
             self._marks[live.trending] = False
-            extra = matrix @ self._vectors[live.trending].T + self._bias[live.trending] + live.boosts[live.trending]
+            extra = (
+                matrix @ self._vectors[live.trending].T
+                + self._bias[live.trending]
+                + live.boosts[live.trending]
+            )
             scores = np.concatenate([scores, extra], axis=1)
             rows = np.concatenate([rows, np.broadcast_to(live.trending, extra.shape)], axis=1)
         if len(live.delta_bias):

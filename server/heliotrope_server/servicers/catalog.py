@@ -5,11 +5,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-
 from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import catalog_pb2 as pb
 from heliotrope.v1 import catalog_pb2_grpc
 from heliotrope_indexer.snapshot import CatalogItem
+
 from heliotrope_server.catalogue_log import DELETE, encode_upsert
 from heliotrope_server.engine import MAX_COUNT, MAX_TEXT, Engine, check_text
 from heliotrope_server.errors import InvalidArgumentError
@@ -83,7 +83,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         version, _, start = request.page_token.rpartition("/")
         if request.page_token and (version != catalogue.version or not start.isdecimal()):
             raise InvalidArgumentError(
-                "INVALID_PAGE_TOKEN", "page_token is not of the active snapshot; begin again with an empty one"
+                "INVALID_PAGE_TOKEN",
+                "page_token is not of the active snapshot; begin again with an empty one",
             )
         wanted = request.page_size or DEFAULT_PAGE
         rows = []
@@ -185,5 +186,8 @@ def item_message(item: CatalogItem) -> pb.Item:
 def _check_size(field: str, size: int, limit: int) -> None:
     if not 1 <= size <= limit:
         raise InvalidArgumentError(
-            "INVALID_BATCH_SIZE", f"{field} must hold 1 to {limit} entries, not {size}", value=size, limit=limit
+            "INVALID_BATCH_SIZE",
+            f"{field} must hold 1 to {limit} entries, not {size}",
+            value=size,
+            limit=limit,
         )

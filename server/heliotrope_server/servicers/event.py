@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-
 from heliotrope.v1 import event_pb2 as pb
 from heliotrope.v1 import event_pb2_grpc
+
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import (
     InvalidArgumentError,
@@ -148,6 +148,4 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
 
 def _rejected(event_id: str, error: RequestError) -> pb.EventResult:
-    return pb.EventResult(
-        event_id=event_id, outcome=pb.EVENT_OUTCOME_REJECTED, error=error_message(error)
-    )
+    return pb.EventResult(event_id=event_id, outcome=pb.EVENT_OUTCOME_REJECTED, error=error_message(error))

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-
 from heliotrope.v1 import recommendation_pb2 as pb
 from heliotrope.v1 import recommendation_pb2_grpc
+
 from heliotrope_server.engine import Answer, Engine, Question
 from heliotrope_server.errors import InvalidArgumentError, RequestError
 from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
@@ -24,7 +24,9 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
     async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            return await passed_on(owner, owner.recommendations.Recommend(request, timeout=remaining_s(context)))
+            return await passed_on(
+                owner, owner.recommendations.Recommend(request, timeout=remaining_s(context))
+            )
         remaining = context.time_remaining()
         deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
         timed = await self._engine.recommend(to_question(request), deadline_s=deadline_s)
@@ -33,7 +35,9 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         response.timings.search_ns = timed.work_ns
         return response
 
-    async def BatchRecommend(self, request: pb.BatchRecommendRequest, context: Any) -> pb.BatchRecommendResponse:
+    async def BatchRecommend(
+        self, request: pb.BatchRecommendRequest, context: Any
+    ) -> pb.BatchRecommendResponse:
         size = len(request.requests)
         if not 1 <= size <= MAX_BATCH:
             raise InvalidArgumentError(

@@ -1,0 +1,109 @@
+"""`heliotrope serve`: starts a server."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from heliotrope_export.errors import ExportError
+from heliotrope_indexer.errors import IndexerError
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+
+from heliotrope_server.errors import ServerError
+from heliotrope_server.settings import EngineSettings, ServerSettings
+from heliotrope_server.supervisor import Supervisor
+
+_DEFAULTS = EngineSettings()
+
+
+class ServeOptions(BaseSettings):
+    """Serves recommendations from the current snapshot of a store over gRPC.
+
+    Every option can also be given in the environment, as HELIOTROPE_ and its name in capitals.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="HELIOTROPE_",
+        cli_prog_name="heliotrope serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
+
+    snapshots: str = Field(description="snapshot store: a folder or an fsspec URL")
+    data: Path = Field(description="folder for the event logs and profiles; created when missing")
+    model: Path | None = Field(
+        None, description="model folder; needed for declared interests, UpsertItems, SearchItems"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(
+        50_051, description="port for all shards, which also take the ports behind it; 0: free ones"
+    )
+    shards: int = Field(1, description="number of shard processes, best one per core")
+    event_window_s: float = Field(
+        _DEFAULTS.event_window_s,
+        description="seconds after which an event is only accepted as history import",
+    )
+    ring_size: int = Field(_DEFAULTS.ring_size, description="events that a profile remembers one by one")
+    cache_profiles: int = Field(_DEFAULTS.cache_profiles, description="profiles kept in memory, per shard")
+    checkpoint_interval_s: float = Field(
+        _DEFAULTS.checkpoint_interval_s, description="seconds between checkpoints of the profiles"
+    )
+    max_waiting_requests: int = Field(
+        _DEFAULTS.max_waiting_requests,
+        description="requests that may wait in a shard before more are refused",
+    )
+    drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
+    tls_certificate: Path | None = Field(
+        None, description="PEM certificate chain; with --tls-key turns TLS on"
+    )
+    tls_key: Path | None = Field(None, description="PEM private key")
+
+    def server_settings(self) -> ServerSettings:
+        engine = {name: getattr(self, name) for name in EngineSettings.model_fields}
+        own = {name: getattr(self, name) for name in ServerSettings.model_fields if name != "engine"}
+        return ServerSettings(**own, engine=EngineSettings(**engine))
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with one_line_errors() as outcome:
+        options = CliApp.run(ServeOptions, cli_args=arguments)
+        asyncio.run(_run(options.server_settings()))
+    return outcome.code
+
+
+async def _run(settings: ServerSettings) -> None:
+    await Supervisor(settings).run()
+
+
+class Outcome:
+    """The exit code: 0, 2 for settings that can't be, 1 for what went wrong later."""
+
+    code = 0
+
+
+@contextmanager
+def one_line_errors() -> Iterator[Outcome]:
+    """Turns the errors that a person can mend into one line on standard error and an exit code."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except ValidationError as error:
+        for problem in error.errors():
+            name = (
+                "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+                if problem["loc"]
+                else ""
+            )
+            print(f"heliotrope: {name} {problem['msg']}".replace(":  ", ": "), file=sys.stderr)
+        outcome.code = 2
+    except SettingsError as error:
+        print(f"heliotrope: {error}", file=sys.stderr)
+        outcome.code = 2
+    except (ServerError, IndexerError, ExportError) as error:
+        print(f"heliotrope: {error}", file=sys.stderr)
+        outcome.code = 1

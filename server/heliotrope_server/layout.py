@@ -1,0 +1,192 @@
+"""The data folder: which generation of stores is current, and how it is cut into shards.
+
+    DATA/LOCK                      held by the server that runs
+    DATA/layout.json               the current generation; written aside and renamed
+    DATA/catalogue/                the catalogue log, shared by all shards
+    DATA/<generation>/shard-000/   log/ and profiles/ of one shard
+
+A user belongs to a hash slot and a shard owns a range of slots. Starting with another number of shards copies every
+profile into a new generation; the logs of the old one stay, because the next rebuild reads them.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from heliotrope_indexer.snapshot import Snapshot
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from heliotrope_server.engine import Engine
+from heliotrope_server.errors import DataFolderError
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.peers import slot_of
+from heliotrope_server.popularity import LivePopularity
+from heliotrope_server.profile_store import ProfileStore
+from heliotrope_server.record_log import sync_folder
+from heliotrope_server.settings import EngineSettings, slots_of
+from heliotrope_server.version_token import VersionClock
+
+FORMAT_VERSION = 1
+LAYOUT_FILE = "layout.json"
+
+FoldedMaps = Callable[[LiveCatalogue, set[str]], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Layout(BaseModel):
+    """`ancestors` maps each earlier generation, oldest first, to the last LSN of each of its shards."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    generation: str
+    shards: int
+    ancestors: dict[str, dict[int, int]] = {}
+
+    def shard_folder(self, data: Path, index: int) -> Path:
+        return data / self.generation / f"shard-{index:03d}"
+
+    def clock(self, index: int) -> VersionClock:
+        return VersionClock(self.generation, index, self.ancestors)
+
+
+def lock_data(data: Path) -> IO[bytes]:
+    """Takes the data folder for this process; keep the file open. Raises DataFolderError when another server has it."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        file = (data / "LOCK").open("ab")
+    except OSError as error:
+        raise DataFolderError(f"the data folder {data} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise DataFolderError(f"the data folder {data} is in use by another server") from error
+    return file
+
+
+def read_layout(data: Path) -> Layout | None:
+    """The current layout; None for a folder that no server has used yet."""
+    try:
+        text = (data / LAYOUT_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        raw = json.loads(text)
+        if raw["format_version"] != FORMAT_VERSION:
+            raise DataFolderError(
+                f"{data} has format version {raw['format_version']}; this server reads {FORMAT_VERSION}"
+            )
+        return Layout.model_validate(raw)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DataFolderError(f"{data / LAYOUT_FILE} is damaged: {error}") from error
+
+
+def open_layout(
+    data: Path, shards: int, snapshot: Snapshot, settings: EngineSettings, folded_maps: FoldedMaps
+) -> Layout:
+    """The layout for `shards` shards: new, as it is, or cut anew from another number.
+
+    `folded_maps` is what Engine.start needs to read profiles that were folded under another snapshot.
+    """
+    layout = read_layout(data)
+    if layout is not None and layout.shards == shards:
+        _remove_abandoned(data, layout)
+        return layout
+    if layout is None:
+        fresh = Layout(generation=_new_generation(), shards=shards)
+    else:
+        logger.info("cutting %d shards into %d", layout.shards, shards)
+        fresh = asyncio.run(_reshard(data, layout, shards, snapshot, settings, folded_maps))
+    _write_layout(data, fresh)
+    return fresh
+
+
+async def _reshard(
+    data: Path,
+    old: Layout,
+    shards: int,
+    snapshot: Snapshot,
+    settings: EngineSettings,
+    folded_maps: FoldedMaps,
+) -> Layout:
+    """Copies every profile of `old` to the stores of a new generation. A crash leaves the old one current."""
+    _remove_abandoned(data, old)
+    generation = _new_generation()
+    last_lsns: dict[int, int] = {}
+    fresh = Layout(generation=generation, shards=shards)
+    stores = [
+        ProfileStore(fresh.shard_folder(data, index) / "profiles", cache_profiles=1)
+        for index in range(shards)
+    ]
+    owner = {slot: index for index in range(shards) for slot in slots_of(index, shards)}
+    popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
+    for index in range(old.shards):
+        catalogue = LiveCatalogue(snapshot)
+        engine = Engine(
+            old.shard_folder(data, index), data / "catalogue", catalogue, None, old.clock(index), settings
+        )
+        await engine.start(folded_maps)
+        await engine.stop(close_store=False)
+        last_lsns[index] = engine.applied_lsn
+        for user_id in list(engine.store.user_ids()):
+            profile = engine.profile(user_id)
+            profile.lsn = 0
+            stores[owner[slot_of(user_id)]].adopt(profile)
+        popularity.merge_peer(
+            index, *engine.popularity.changes(0), engine.popularity.landmark_s, catalogue.rows
+        )
+        for store in stores:
+            await store.checkpoint(0, LivePopularity(popularity.half_life_s), catalogue.version)
+        engine.store.close()
+    popularity.absorb_peers()
+    await stores[0].checkpoint(0, popularity, snapshot.version)
+    for store in stores:
+        store.close()
+    return fresh.model_copy(update={"ancestors": {**old.ancestors, old.generation: last_lsns}})
+
+
+def _write_layout(data: Path, layout: Layout) -> None:
+    aside = data / f".{LAYOUT_FILE}"
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(layout.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(data / LAYOUT_FILE)
+    sync_folder(data)
+
+
+def _remove_abandoned(data: Path, layout: Layout) -> None:
+    """Removes generations that were being made when a server died."""
+    known = {layout.generation, *layout.ancestors}
+    for path in data.glob("g-*"):
+        if path.name not in known:
+            shutil.rmtree(path)
+
+
+def _new_generation() -> str:
+    return f"g-{uuid.uuid4().hex[:12]}"
+
+
+def log_folders(data: Path) -> list[Path]:
+    """Every event log of the folder, of all generations, oldest generation first. Raises DataFolderError."""
+    layout = read_layout(data)
+    if layout is None:
+        raise DataFolderError(f"{data} is no data folder of a server: it has no {LAYOUT_FILE}")
+    generations: list[tuple[str, Any]] = [
+        *((generation, range(len(shards))) for generation, shards in layout.ancestors.items()),
+        (layout.generation, range(layout.shards)),
+    ]
+    return [
+        data / generation / f"shard-{index:03d}" / "log"
+        for generation, shards in generations
+        for index in shards
+    ]

@@ -1,0 +1,220 @@
+"""One shard: a process with an engine and two gRPC servers, one for clients and one for the other shards.
+
+Started by the supervisor as `python -m heliotrope_server.shard`. The first line of standard input is its ShardSettings
+as JSON; when standard input closes, the supervisor is gone and the shard drains. It writes one line, `ready`, to
+standard output.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from heliotrope.internal.v1 import peer_pb2_grpc
+from heliotrope.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
+    profile_pb2,
+    profile_pb2_grpc,
+    recommendation_pb2,
+    recommendation_pb2_grpc,
+)
+from heliotrope_export import TextEncoder
+from heliotrope_indexer.snapshot import SnapshotStore
+from pydantic import BaseModel, ConfigDict
+
+from heliotrope_server.activation import Activation, check_model, learn_old_maps
+from heliotrope_server.engine import Engine
+from heliotrope_server.interceptor import ErrorInterceptor
+from heliotrope_server.layout import Layout
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
+from heliotrope_server.popularity_exchange import exchange_for_ever
+from heliotrope_server.record_log import RecordLog
+from heliotrope_server.servicers import (
+    AdminServicer,
+    CatalogServicer,
+    EventServicer,
+    PeerServicer,
+    ProfileServicer,
+    RecommendationServicer,
+)
+from heliotrope_server.servicers.routing import Router
+from heliotrope_server.settings import ServerSettings
+
+READY = b"ready\n"
+HEALTH_INTERVAL_S = 0.5
+
+_SERVICES = [
+    recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
+    event_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    profile_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name,
+    catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+]
+
+logger = logging.getLogger(__name__)
+
+
+class ShardSettings(BaseModel):
+    """What the supervisor tells a shard. `sockets` are the Unix sockets of all shards, `addresses` their public ones."""
+
+    model_config = ConfigDict(frozen=True)
+
+    server: ServerSettings
+    layout: Layout
+    index: int
+    sockets: list[Path]
+    addresses: list[str]
+    listen: list[str]
+    encoder_threads: int = 1
+
+
+class Shard:
+    """Builds the parts from the settings, serves, and takes them down in order."""
+
+    def __init__(self, settings: ShardSettings) -> None:
+        self._settings = settings
+        self._drain = asyncio.Event()
+
+    def request_drain(self) -> None:
+        self._drain.set()
+
+    async def run(self) -> None:
+        """Serves until `request_drain`, then drains. Raises StartError and the errors of the artefacts."""
+        settings, server = self._settings, self._settings.server
+        store = SnapshotStore(server.snapshots)
+        encoder = TextEncoder.open(server.model, threads=settings.encoder_threads) if server.model else None
+        # The supervisor has verified the hashes of this version before it started any shard.
+        catalogue = LiveCatalogue(store.open(verify=False))
+        engine = Engine(
+            settings.layout.shard_folder(server.data, settings.index),
+            server.data / "catalogue",
+            catalogue,
+            encoder,
+            settings.layout.clock(settings.index),
+            server.engine,
+        )
+        check_model(catalogue.snapshot, engine)
+        catalogue_log = RecordLog(server.data / "catalogue") if settings.index == 0 else None
+        await engine.start(partial(learn_old_maps, store))
+        activation = Activation(engine, store)
+        peers = Peers(settings.index, settings.sockets)
+        health_servicer = health.aio.HealthServicer()
+
+        internal = self._grpc_server(engine, activation, store, peers, catalogue_log, public=False)
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
+        internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
+        public = self._grpc_server(engine, activation, store, peers, catalogue_log, public=True)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
+        reflection.enable_server_reflection(
+            [*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], public
+        )
+        self._listen(public)
+
+        await internal.start()
+        await public.start()
+        exchange = asyncio.create_task(exchange_for_ever(engine, peers))
+        watch = asyncio.create_task(_watch_health(engine, health_servicer))
+        # What was loaded lives for ever: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        await self._drain.wait()
+
+        # In this order: tell load balancers, let running calls finish, then close what they used.
+        watch.cancel()
+        await health_servicer.enter_graceful_shutdown()
+        await public.stop(server.drain_s)
+        await internal.stop(server.drain_s)
+        exchange.cancel()
+        await peers.close()
+        await engine.stop()
+        if catalogue_log is not None:
+            catalogue_log.close()
+        logger.info("shard %d drained at LSN %d", settings.index, engine.applied_lsn)
+
+    def _grpc_server(
+        self,
+        engine: Engine,
+        activation: Activation,
+        store: SnapshotStore,
+        peers: Peers,
+        catalogue_log: RecordLog | None,
+        *,
+        public: bool,
+    ) -> Any:
+        options = [*MESSAGE_OPTIONS, ("grpc.so_reuseport", int(public))]
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+        router = Router(peers, forward=public)
+        addresses = self._settings.addresses
+        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
+            RecommendationServicer(engine, router), server
+        )
+        event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
+        profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)
+        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
+            CatalogServicer(engine, router, catalogue_log), server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(engine, activation, store, peers, addresses, whole_server=public), server
+        )
+        return server
+
+    def _listen(self, server: Any) -> None:
+        settings = self._settings.server
+        for address in self._settings.listen:
+            if settings.tls_certificate and settings.tls_key:
+                pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+                server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                server.add_insecure_port(address)
+
+
+async def _watch_health(engine: Engine, servicer: Any) -> None:
+    """Turns health to NOT_SERVING when the log or the checkpoints have failed."""
+    while True:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if engine.healthy
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in ["", *_SERVICES]:
+            await servicer.set(service, status)
+        await asyncio.sleep(HEALTH_INTERVAL_S)
+
+
+async def _serve(settings: ShardSettings) -> None:
+    shard = Shard(settings)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, shard.request_drain)
+    # Ctrl-C reaches the whole process group; the supervisor decides what follows.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_reader(sys.stdin.fileno(), shard.request_drain)
+    await shard.run()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = ShardSettings.model_validate_json(sys.stdin.buffer.readline())
+    from heliotrope_server.command import one_line_errors
+
+    with one_line_errors() as outcome:
+        asyncio.run(_serve(settings))
+    return outcome.code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
