@@ -55,7 +55,7 @@ class Attempts:
         """Seconds to wait before the next attempt, or None when the failure is final.
 
         UNAVAILABLE is retried when the call is idempotent: it may have been carried out. A refusal for
-        overload that names a delay was not carried out, so it is retried for every call, not before that delay.
+        overload that names a delay was not carried out, so every call is retried, after that delay.
         """
         self._made += 1
         if self._made >= self._policy.max_attempts:

@@ -1,6 +1,6 @@
 """Generates the committed code from the .proto files, or checks that it is current.
 
-`python -m tests.proto.generate` writes; `--check` generates into a temporary folder and fails on any difference.
+`python -m tests.proto.generate` writes; `--check` generates into a temporary folder and fails on a difference.
 """
 
 import filecmp
@@ -47,9 +47,7 @@ def differences(fresh: Path) -> list[str]:
         if "__pycache__" not in path.parts
     }
     changed = {
-        name
-        for name in wanted & committed
-        if not filecmp.cmp(fresh / name, PROTO_ROOT / name, shallow=False)
+        name for name in wanted & committed if not filecmp.cmp(fresh / name, PROTO_ROOT / name, shallow=False)
     }
     return sorted((wanted ^ committed) | changed)
 
