@@ -1,6 +1,7 @@
 """Generates the committed code from the .proto files, or checks that it is current.
 
-`python -m tests.proto.generate` writes; `--check` generates into a temporary folder and fails on a difference.
+`python -m tests.proto.generate` writes; `--check` generates into a temporary folder and fails if they
+differ.
 """
 
 import filecmp
