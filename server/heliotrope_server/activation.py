@@ -50,11 +50,11 @@ class Activation:
         check_model(snapshot, self._engine)
         catalogue = LiveCatalogue(snapshot)
         current = self._engine.catalogue
-        error = catalogue.succeed(current)
+        map_error = catalogue.succeed(current)
         # Pages of the vectors and the index come in now, not with the first requests.
         np.asarray(snapshot.vectors).sum()
         snapshot.index()
-        return catalogue, NO_MAP_ERROR if error is None else error
+        return catalogue, NO_MAP_ERROR if map_error is None else map_error
 
 
 def check_model(snapshot: Snapshot, engine: Engine) -> None:

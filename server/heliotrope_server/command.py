@@ -39,9 +39,7 @@ class ServeOptions(BaseSettings):
         None, description="model folder; needed for declared interests, UpsertItems, SearchItems"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(
-        50_051, description="port for all shards, which also take the ports behind it; 0: free ones"
-    )
+    port: int = Field(50_051, description="port for all shards, which also take the ports behind it; 0: free ones")
     shards: int = Field(1, description="number of shard processes, best one per core")
     event_window_s: float = Field(
         _DEFAULTS.event_window_s,
@@ -57,9 +55,7 @@ class ServeOptions(BaseSettings):
         description="requests that may wait in a shard before more are refused",
     )
     drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
-    tls_certificate: Path | None = Field(
-        None, description="PEM certificate chain; with --tls-key turns TLS on"
-    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate chain; with --tls-key turns TLS on")
     tls_key: Path | None = Field(None, description="PEM private key")
 
     def server_settings(self) -> ServerSettings:
@@ -94,11 +90,7 @@ def one_line_errors() -> Iterator[Outcome]:
         yield outcome
     except ValidationError as error:
         for problem in error.errors():
-            name = (
-                "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-                if problem["loc"]
-                else ""
-            )
+            name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-") if problem["loc"] else ""
             print(f"heliotrope: {name} {problem['msg']}".replace(":  ", ": "), file=sys.stderr)
         outcome.code = 2
     except SettingsError as error:

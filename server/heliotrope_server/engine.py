@@ -1,7 +1,7 @@
 """One shard's engine: profiles, events and recommendations, as plain calls.
 
-The engine belongs to one event loop and knows no protobuf and no gRPC. Events are applied in the order of the log, after
-they are on disk; everything that is read is read between two applications, so no locks are needed.
+The engine belongs to one event loop and knows no protobuf and no gRPC. Events are applied in the order of the log,
+after they are on disk; everything that is read is read between two applications, so no locks are needed.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Question(NamedTuple):
     """One recommendation request. `time_s` None: now."""
 
     user_id: str
-    count: int
+    wanted: int
     include_seen: bool = False
     excluded_item_ids: Sequence[str] = ()
     version_token: str = ""
@@ -198,9 +198,7 @@ class Engine:
                 outcomes[place] = error
         for start in range(0, len(sound), _MAX_BATCH):
             places = sound[start : start + _MAX_BATCH]
-            outcomes.update(
-                zip(places, self._answer_batch([questions[place] for place in places]), strict=True)
-            )
+            outcomes.update(zip(places, self._answer_batch([questions[place] for place in places]), strict=True))
             await asyncio.sleep(0)
         return [outcomes[place] for place in range(len(questions))]
 
@@ -209,11 +207,11 @@ class Engine:
 
     def _check_question(self, question: Question) -> None:
         check_id("user_id", question.user_id)
-        if not 1 <= question.count <= MAX_COUNT:
+        if not 1 <= question.wanted <= MAX_COUNT:
             raise InvalidArgumentError(
                 "INVALID_COUNT",
-                f"count must be 1 to {MAX_COUNT}, not {question.count}",
-                value=question.count,
+                f"count must be 1 to {MAX_COUNT}, not {question.wanted}",
+                value=question.wanted,
                 limit=MAX_COUNT,
             )
         if len(question.excluded_item_ids) > MAX_EXCLUDED:
@@ -239,7 +237,7 @@ class Engine:
                 interests[place] = profile.interest_vectors(times[place], parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         queries = [
-            Query(vectors[place], question.count, self._excluded_rows(question, profiles[place]))
+            Query(vectors[place], question.wanted, self._excluded_rows(question, profiles[place]))
             for place, question in enumerate(questions)
         ]
         groups: dict[float | None, list[int]] = {}
@@ -341,9 +339,7 @@ class Engine:
             if counted is not None and self._is_positive(counted):
                 row = catalogue.row_of(counted.item_id)
                 self.popularity.add(counted.item_id, row, counted.time_s, sign)
-            profile.fold(
-                self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue
-            )
+            profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
         return EventFate(applied)
 
     def _is_positive(self, event: UserEvent) -> bool:
@@ -353,18 +349,14 @@ class Engine:
         tag, _key_id, user_id, *rest = record
         if tag == RECORD_EVENT:
             event_id, kind, item_id, value, time_us, undone_event_id = rest
-            self._apply_event(
-                UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn
-            )
+            self._apply_event(UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn)
         elif tag == RECORD_DECLARE:
             interests, model_version, shape, pooled = rest
             self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
         elif tag == RECORD_DELETE:
             self._apply_delete(user_id, lsn)
         else:
-            raise StartError(
-                f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server"
-            )
+            raise StartError(f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server")
 
     # -- profiles -------------------------------------------------------------------------------------------------
 
@@ -498,11 +490,7 @@ class Engine:
         """Embeds live items anew that were embedded with another model."""
         if self.encoder is None:
             return
-        stale = [
-            entry.item
-            for entry in self.changes.live_items()
-            if entry.model_version != self.encoder.model_version
-        ]
+        stale = [entry.item for entry in self.changes.live_items() if entry.model_version != self.encoder.model_version]
         if stale:
             pooled, _ = await self.embed_items(stale)
             self.changes.replace_pooled(

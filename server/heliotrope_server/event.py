@@ -73,9 +73,7 @@ def admit(
     if kind == EventKind.UNDO:
         check_id("undone_event_id", undone_event_id, MAX_EVENT_ID_BYTES)
         if item_id or value is not None:
-            raise InvalidArgumentError(
-                "INVALID_UNDO", "an UNDO names undone_event_id and no item_id or value"
-            )
+            raise InvalidArgumentError("INVALID_UNDO", "an UNDO names undone_event_id and no item_id or value")
     elif kind not in KIND_NAMES:
         raise InvalidArgumentError(
             "INVALID_EVENT_TYPE", f"event type {kind} is not one of 1 to {max(EventKind)}", value=kind
@@ -122,15 +120,16 @@ def _effective_time_us(time_s: float | None, clock_s: float, window_s: float, hi
     if time_s > clock_s + MAX_FUTURE_S:
         raise InvalidArgumentError(
             "EVENT_TIME_IN_FUTURE",
-            f"event_time is {time_s - clock_s:.0f} s ahead of the server's clock; at most {MAX_FUTURE_S:.0f} s are accepted",
+            f"event_time is {time_s - clock_s:.0f} s ahead of the server's clock; "
+            f"at most {MAX_FUTURE_S:.0f} s are accepted",
             value=time_s,
             limit=MAX_FUTURE_S,
         )
     if time_s < clock_s - window_s and not history_import:
         raise InvalidArgumentError(
             "EVENT_TIME_TOO_OLD",
-            f"event_time lies {(clock_s - time_s) / 86_400:.1f} days back; the event window is {window_s / 86_400:g} days. "
-            "Load history with history_import",
+            f"event_time lies {(clock_s - time_s) / 86_400:.1f} days back; "
+            f"the event window is {window_s / 86_400:g} days. Load history with history_import",
             value=time_s,
             limit=window_s,
         )

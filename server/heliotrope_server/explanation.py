@@ -52,9 +52,7 @@ def explain(
     prior = catalogue.prior if profile is None else profile.prior
     read_s = time_s if profile is None else profile.read_time_s(time_s)
     masses = (
-        [0.0] * parameters.horizons
-        if profile is None
-        else profile.total.masses_at(read_s, parameters.half_lives_s)
+        [0.0] * parameters.horizons if profile is None else profile.total.masses_at(read_s, parameters.half_lives_s)
     )
     kappas = np.array(parameters.kappas)
     totals = kappas + np.array(masses)

@@ -16,10 +16,10 @@ DOMAIN = "heliotrope"
 
 logger = logging.getLogger(__name__)
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler = Any  # a grpc.RpcMethodHandler, of any request and response
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Maps RequestError to its status, the status of a peer to itself, and anything else to INTERNAL with an id."""
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> Handler | None:
         method = handler_call_details.method
         # A handler is made once per method, not once per call.
         if method not in self._wrapped:
@@ -37,15 +37,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
             if handler is None:
                 return handler
             self._wrapped[method] = _wrap(handler)
-        return self._wrapped[method]  # type: ignore[return-value]
+        return self._wrapped[method]
 
 
 def _wrap(handler: Any) -> Any:
     if handler.response_streaming:
         make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
         behaviour = _guarded_stream(handler.stream_stream or handler.unary_stream)
     else:

@@ -88,7 +88,8 @@ class InterestSums:
     def sums_at(self, time_s: float, half_lives_s: tuple[float, ...]) -> NDArray[np.float64]:
         """s_h(t), (H, d)."""
         factors = [power_of_two((self.landmark_s - time_s) / half_life_s) for half_life_s in half_lives_s]
-        return self.sums * np.array(factors)[:, None]
+        decayed: NDArray[np.float64] = self.sums * np.array(factors)[:, None]
+        return decayed
 
     def copy(self) -> "InterestSums":
         twin = InterestSums(len(self.masses), self.sums.shape[1], self.landmark_s)

@@ -123,17 +123,12 @@ async def _reshard(
     generation = _new_generation()
     last_lsns: dict[int, int] = {}
     fresh = Layout(generation=generation, shards=shards)
-    stores = [
-        ProfileStore(fresh.shard_folder(data, index) / "profiles", cache_profiles=1)
-        for index in range(shards)
-    ]
+    stores = [ProfileStore(fresh.shard_folder(data, index) / "profiles", cache_profiles=1) for index in range(shards)]
     owner = {slot: index for index in range(shards) for slot in slots_of(index, shards)}
     popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
     for index in range(old.shards):
         catalogue = LiveCatalogue(snapshot)
-        engine = Engine(
-            old.shard_folder(data, index), data / "catalogue", catalogue, None, old.clock(index), settings
-        )
+        engine = Engine(old.shard_folder(data, index), data / "catalogue", catalogue, None, old.clock(index), settings)
         await engine.start(folded_maps)
         await engine.stop(close_store=False)
         last_lsns[index] = engine.applied_lsn
@@ -141,9 +136,7 @@ async def _reshard(
             profile = engine.profile(user_id)
             profile.lsn = 0
             stores[owner[slot_of(user_id)]].adopt(profile)
-        popularity.merge_peer(
-            index, *engine.popularity.changes(0), engine.popularity.landmark_s, catalogue.rows
-        )
+        popularity.merge_peer(index, *engine.popularity.changes(0), engine.popularity.landmark_s, {})
         for store in stores:
             await store.checkpoint(0, LivePopularity(popularity.half_life_s), catalogue.version)
         engine.store.close()
@@ -185,8 +178,4 @@ def log_folders(data: Path) -> list[Path]:
         *((generation, range(len(shards))) for generation, shards in layout.ancestors.items()),
         (layout.generation, range(layout.shards)),
     ]
-    return [
-        data / generation / f"shard-{index:03d}" / "log"
-        for generation, shards in generations
-        for index in shards
-    ]
+    return [data / generation / f"shard-{index:03d}" / "log" for generation, shards in generations for index in shards]

@@ -37,8 +37,8 @@ class DeltaItem:
 class LiveCatalogue:
     """One snapshot with its delta and tombstones. Mutated only on the event loop of the shard.
 
-    `generation` is new for every instance, so that caches can tell that rows have changed their meaning; `revision` grows
-    with every change to the delta.
+    `generation` is new for every instance, so that caches can tell that rows have changed their meaning; `revision`
+    grows with every change to the delta.
     """
 
     _generations = 0
@@ -54,7 +54,7 @@ class LiveCatalogue:
         self.prior = np.asarray(snapshot.prior)
         self.base_count = len(snapshot.item_ids)
         # As plain arrays: every slice of a numpy.memmap costs microseconds more.
-        self._vectors = snapshot.vectors.view(np.ndarray)
+        self._vectors: NDArray[np.float32] = snapshot.vectors.view(np.ndarray)
         self._bias = snapshot.bias.view(np.ndarray)
         self.item_ids: list[str] = list(snapshot.item_ids)
         self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
@@ -96,7 +96,7 @@ class LiveCatalogue:
         """x_i, (d,), as profiles see it: frozen for this snapshot, and kept when the item is removed or replaced."""
         row = self.snapshot.row_of(item_id)
         if row is not None:
-            return self._vectors[row]
+            return _row(self._vectors, row)
         row = self.rows.get(item_id)
         if row is None:
             return self._removed_vector(item_id)
@@ -104,8 +104,8 @@ class LiveCatalogue:
 
     def row_vector(self, row: int) -> NDArray[np.float32]:
         if row < self.base_count:
-            return self._vectors[row]
-        return self._delta_vectors[row - self.base_count]
+            return _row(self._vectors, row)
+        return _row(self._delta_vectors, row - self.base_count)
 
     def bias(self, row: int) -> float:
         if row < self.base_count:
@@ -164,9 +164,7 @@ class LiveCatalogue:
         """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
         matrix = self._folded_maps.get(version)
         if matrix is None:
-            logger.error(
-                "no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version
-            )
+            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
         return matrix
 
     def learn_map(self, version: str, item_ids: list[str], vectors: NDArray[np.float32]) -> float | None:
@@ -202,7 +200,7 @@ class LiveCatalogue:
     def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
         for place in range(len(self.delta) - 1, -1, -1):
             if self.delta[place].item.item_id == item_id:
-                return self._delta_vectors[place]
+                return _row(self._delta_vectors, place)
         return None
 
     def _bury(self, row: int) -> None:
@@ -217,3 +215,8 @@ class LiveCatalogue:
         self._delta_vectors = np.concatenate([self._delta_vectors, np.zeros_like(self._delta_vectors)])
         self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
         self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])
+
+
+def _row(matrix: NDArray[np.float32], row: int) -> NDArray[np.float32]:
+    vector: NDArray[np.float32] = matrix[row]
+    return vector

@@ -73,9 +73,7 @@ class MicroBatcher(Generic[Q, R]):
                 continue  # the caller has gone
             if entry.deadline_s < now_s:
                 entry.future.set_exception(
-                    DeadlinePassedError(
-                        "DEADLINE_PASSED", "the deadline passed before the request was started"
-                    )
+                    DeadlinePassedError("DEADLINE_PASSED", "the deadline passed before the request was started")
                 )
                 continue
             batch.append(entry)

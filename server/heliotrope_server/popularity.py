@@ -45,8 +45,7 @@ class LivePopularity:
         self.own = {item_id: count * factor for item_id, count in self.own.items()}
         self.changed_at = dict.fromkeys(self.own, self.version)
         self._peers = {
-            peer: {item_id: count * factor for item_id, count in counts.items()}
-            for peer, counts in self._peers.items()
+            peer: {item_id: count * factor for item_id, count in counts.items()} for peer, counts in self._peers.items()
         }
         self._counts *= factor
         self.landmark_s = landmark_s

@@ -80,6 +80,7 @@ class Profile:
         self.declared_interests: tuple[str, ...] = ()
         self.declared_pooled: NDArray[np.float32] | None = None
         self.declared_model_version = ""
+        self.newest_s = 0.0
         self._seen_key: tuple[int, int, int] | None = None
         self._seen_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.rederive(space)
@@ -108,9 +109,7 @@ class Profile:
         if not leaving:
             return
         if self.folded is None:
-            self.folded = InterestSums(
-                len(space.parameters.half_lives_s), space.dimension, leaving[-1].time_s
-            )
+            self.folded = InterestSums(len(space.parameters.half_lives_s), space.dimension, leaving[-1].time_s)
             self.folded_version = space.version
         _accumulate(self.folded, leaving, space)
         for event in leaving:
@@ -120,9 +119,7 @@ class Profile:
         self.folded_newest_s = max(self.folded_newest_s, leaving[-1].time_s)
         fresh = np.array([_id_hash(event.event_id) for event in leaving], dtype=np.uint64)
         self.folded_ids = np.union1d(self.folded_ids, fresh)
-        self.undone = {
-            event_id: time_us for event_id, time_us in self.undone.items() if time_us / 1e6 >= keep_after_s
-        }
+        self.undone = {event_id: time_us for event_id, time_us in self.undone.items() if time_us / 1e6 >= keep_after_s}
 
     def rederive(self, space: ItemSpace) -> None:
         """Computes the sums afresh from the events, for another snapshot or after loading. Exact inside the ring.
@@ -229,9 +226,7 @@ def _accumulate(sums: InterestSums, events: Sequence[UserEvent], space: ItemSpac
         sums.add_many(np.array(gains), np.array(vectors), np.array(times), space.parameters.half_lives_s)
 
 
-def _carried_over(
-    old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace
-) -> InterestSums | None:
+def _carried_over(old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace) -> InterestSums | None:
     """Folded sums in the new space. A horizon that did not exist takes the nearest old one's; None if no map exists."""
     if matrix is None:
         return None

@@ -99,11 +99,7 @@ class ProfileStore:
         with self._env.begin() as transaction:
             stored: int = transaction.stat(self._profiles_db)["entries"]
             keys = {user_id: user_id.encode() for user_id in self._dirty | self._deleted}
-            known = {
-                user_id
-                for user_id, key in keys.items()
-                if transaction.get(key, db=self._profiles_db) is not None
-            }
+            known = {user_id for user_id, key in keys.items() if transaction.get(key, db=self._profiles_db) is not None}
         return stored + len(self._dirty - known) - len(self._deleted & known)
 
     def user_ids(self) -> Iterator[str]:
@@ -147,9 +143,7 @@ class ProfileStore:
         except lmdb.Error as error:
             # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
             logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
-            self._dirty |= {
-                user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache
-            }
+            self._dirty |= {user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache}
             self._deleted |= deleted - self._cache.keys()
             self._saved_popularity_version = 0
         else:
@@ -181,9 +175,7 @@ class ProfileStore:
         self._saved_popularity_version = popularity.version
         return dict(zip(ids, counts, strict=True))
 
-    def _commit(
-        self, profiles: dict[str, bytes | None], counts: dict[str, float], meta: dict[str, Any]
-    ) -> None:
+    def _commit(self, profiles: dict[str, bytes | None], counts: dict[str, float], meta: dict[str, Any]) -> None:
         with self._env.begin(write=True) as transaction:
             for user_id, blob in profiles.items():
                 if blob is None:
@@ -219,8 +211,7 @@ def encode_profile(profile: Profile) -> bytes:
     """A profile as msgpack. The sums of the ring are not stored: they are derived on loading."""
     folded = profile.folded
     events = [
-        (event.event_id, event.kind, event.item_id, event.value, event.time_us)
-        for event in profile.events.values()
+        (event.event_id, event.kind, event.item_id, event.value, event.time_us) for event in profile.events.values()
     ]
     pooled = profile.declared_pooled
     body = {

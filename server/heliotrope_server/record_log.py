@@ -31,9 +31,7 @@ _SEGMENT_HEADER = struct.Struct("<8sI")
 _SEGMENT_MAGIC = b"HELIOLOG"
 _FRAME_HEADER = struct.Struct("<4sIIQI")
 _FRAME_MAGIC = b"HLFR"
-_CHECKED_FROM = (
-    12  # magic, length and the CRC itself are not covered; a wrong length fails the CRC all the same
-)
+_CHECKED_FROM = 12  # magic, length and the CRC itself are not covered; a wrong length fails the CRC all the same
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class Frame(NamedTuple):
 
 class _Waiting(NamedTuple):
     payload: bytes
-    count: int
+    size: int
     on_durable: Callable[[int], Any]
     future: "asyncio.Future[Any]"
 
@@ -79,14 +77,12 @@ class RecordLog:
         self._thread.start()
 
     async def append(self, records: list[Any], on_durable: Callable[[int], Any]) -> Any:
-        """Writes and syncs `records`, then calls `on_durable(first_lsn)` on the event loop and returns what it returns.
+        """Writes and syncs `records`, then calls `on_durable(first_lsn)` on the event loop; returns what that returns.
 
-        The callbacks run in the order of the LSNs. Raises StorageFailedError when the disk refuses, from then on always:
-        after a failed sync nobody knows what is on the disk.
+        The callbacks run in the order of the LSNs. Raises StorageFailedError when the disk refuses, from then on
+        always: after a failed sync nobody knows what is on the disk.
         """
-        waiting = _Waiting(
-            msgpack.packb(records), len(records), on_durable, asyncio.get_running_loop().create_future()
-        )
+        waiting = _Waiting(msgpack.packb(records), len(records), on_durable, asyncio.get_running_loop().create_future())
         with self._wake:
             self._refuse_if_unusable()
             self._waiting.append(waiting)
@@ -137,9 +133,9 @@ class RecordLog:
         lsn = self.last_lsn
         done, frames = [], []
         for waiting in group:
-            frames.append(encode_frame(lsn + 1, waiting.count, waiting.payload))
+            frames.append(encode_frame(lsn + 1, waiting.size, waiting.payload))
             done.append((waiting, lsn + 1))
-            lsn += waiting.count
+            lsn += waiting.size
         if self._file.tell() > self._segment_bytes:
             self._file.close()
             self._file = self._new_segment(self.last_lsn + 1)

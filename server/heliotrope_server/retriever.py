@@ -23,12 +23,12 @@ class Query(NamedTuple):
     """One user's question to the retriever: the query vector q (d,), how many rows, and the rows to leave out."""
 
     vector: NDArray[np.float32]
-    count: int
+    wanted: int
     excluded: NDArray[np.int64]
 
 
 class Ranking(NamedTuple):
-    """Rows, best first, with their exact scores (intercept included). `certified`: no live term can have been missed."""
+    """Rows, best first, with their exact scores, intercept included. `certified`: no live term was missed."""
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
@@ -38,8 +38,8 @@ class Ranking(NamedTuple):
 class LiveView(NamedTuple):
     """All that changes between two searches, taken on the event loop at one moment.
 
-    `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of them, and
-    `outside` the largest boost of any other row. `alive` is None when no row is dead.
+    `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of
+    them, and `outside` the largest boost of any other row. `alive` is None when no row is dead.
     """
 
     boosts: NDArray[np.float32]
@@ -109,9 +109,7 @@ class ExactRetriever:
             scores[:, ~live.alive] = -np.inf
         for row_scores, query in zip(scores, queries, strict=True):
             row_scores[query.excluded] = -np.inf
-        return [
-            _best(row_scores, None, query.count) for row_scores, query in zip(scores, queries, strict=True)
-        ]
+        return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
 
 
 class FaissRetriever:
@@ -130,7 +128,7 @@ class FaissRetriever:
         self._intercept = np.float32(catalogue.parameters.intercept)
         self._index = index
         self._candidates = search.candidates
-        self._parameters = faiss.SearchParametersIVF(nprobe=search.nprobe)
+        self._parameters = faiss.SearchParametersIVF(nprobe=search.nprobe)  # type: ignore[call-arg]
         self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
         self._bias = catalogue.snapshot.bias.view(np.ndarray)
         self._marks = np.zeros(catalogue.base_count, dtype=np.bool_)
@@ -152,7 +150,7 @@ class FaissRetriever:
         return [rankings[place] for place in range(len(queries))]
 
     def _breadth(self, query: Query) -> int:
-        wanted = max(self._candidates, 2 * query.count)
+        wanted = max(self._candidates, 2 * query.wanted)
         if 4 * len(query.excluded) > wanted:
             wanted += len(query.excluded)
         breadth = self._candidates
@@ -178,11 +176,7 @@ class FaissRetriever:
             self._marks[live.trending] = True
             scores[self._marks[rows]] = -np.inf
             self._marks[live.trending] = False
-            extra = (
-                matrix @ self._vectors[live.trending].T
-                + self._bias[live.trending]
-                + live.boosts[live.trending]
-            )
+            extra = matrix @ self._vectors[live.trending].T + self._bias[live.trending] + live.boosts[live.trending]
             scores = np.concatenate([scores, extra], axis=1)
             rows = np.concatenate([rows, np.broadcast_to(live.trending, extra.shape)], axis=1)
         if len(live.delta_bias):
@@ -207,17 +201,15 @@ class FaissRetriever:
         last_base: float,
     ) -> Ranking:
         self._exclude(query.excluded, scores, rows)
-        ranking = _best(scores, rows, query.count)
-        if len(ranking.rows) < query.count:
+        ranking = _best(scores, rows, query.wanted)
+        if len(ranking.rows) < query.wanted:
             return self._exhaustive.rank([query], live)[0]
         # A row that was not found has at most last_base + outside. (The search is approximate in its base scores; what
         # that costs is the index's measured recall.)
         cut_off = float(ranking.scores[-1] - self._intercept)
         return ranking._replace(certified=live.outside == 0.0 or last_base + live.outside <= cut_off)
 
-    def _exclude(
-        self, excluded: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]
-    ) -> None:
+    def _exclude(self, excluded: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         if not len(excluded):
             return
         # Marking and looking up costs 3 us; np.isin sorts and costs 20.
@@ -231,11 +223,8 @@ class FaissRetriever:
 
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64] | None, count: int) -> Ranking:
-    """The best `count` of one query; `rows` None: scores are by row. -inf is left out; ties go to the first place."""
-    if count < len(scores):
-        best = np.argpartition(scores, -count)[-count:]
-    else:
-        best = np.arange(len(scores))
+    """The best `count` of one query; `rows` None: scores are by row. -inf is left out; ties go to the first."""
+    best = np.argpartition(scores, -count)[-count:] if count < len(scores) else np.arange(len(scores))
     best = best[np.lexsort((best, -scores[best]))]
     best = best[scores[best] > -np.inf]
     return Ranking(best if rows is None else rows[best], scores[best], True)

@@ -68,7 +68,7 @@ logger = logging.getLogger(__name__)
 
 
 class ShardSettings(BaseModel):
-    """What the supervisor tells a shard. `sockets` are the Unix sockets of all shards, `addresses` their public ones."""
+    """What the supervisor tells a shard. `sockets` and `addresses` are those of all shards."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -118,9 +118,7 @@ class Shard:
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
         public = self._grpc_server(engine, activation, store, peers, catalogue_log, public=True)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
-        reflection.enable_server_reflection(
-            [*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], public
-        )
+        reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], public)
         self._listen(public)
 
         await internal.start()
@@ -165,9 +163,7 @@ class Shard:
         )
         event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)
-        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(
-            CatalogServicer(engine, router, catalogue_log), server
-        )
+        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(engine, router, catalogue_log), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(engine, activation, store, peers, addresses, whole_server=public), server
         )
@@ -187,9 +183,7 @@ async def _watch_health(engine: Engine, servicer: Any) -> None:
     """Turns health to NOT_SERVING when the log or the checkpoints have failed."""
     while True:
         status = (
-            health_pb2.HealthCheckResponse.SERVING
-            if engine.healthy
-            else health_pb2.HealthCheckResponse.NOT_SERVING
+            health_pb2.HealthCheckResponse.SERVING if engine.healthy else health_pb2.HealthCheckResponse.NOT_SERVING
         )
         for service in ["", *_SERVICES]:
             await servicer.set(service, status)

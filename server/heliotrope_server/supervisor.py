@@ -68,9 +68,7 @@ class Supervisor:
         if settings.model is not None:
             # Verifies the hashes, so that a damaged model ends the start and not the first request.
             TextEncoder.open(settings.model)
-        layout = open_layout(
-            settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store)
-        )
+        layout = open_layout(settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store))
         sockets = [runtime / f"shard-{index}.sock" for index in range(settings.shards)]
         shown_host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -136,9 +134,7 @@ class Supervisor:
                 code = self._processes[plan.index].returncode
                 logger.error("shard %d ended unexpectedly (exit code %s)", plan.index, code)
                 if len(deaths) > MAX_DEATHS * len(plans):
-                    raise StartError(
-                        f"shards died {len(deaths)} times within {DEATH_WINDOW_S:.0f} s; giving up"
-                    )
+                    raise StartError(f"shards died {len(deaths)} times within {DEATH_WINDOW_S:.0f} s; giving up")
                 await self._start(plan)
                 logger.info("shard %d is back", plan.index)
                 waits[asyncio.create_task(self._processes[plan.index].wait())] = plan

@@ -46,9 +46,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._previous_version = ""
         self._switching = asyncio.Lock()
 
-    async def GetServingStatus(
-        self, request: pb.GetServingStatusRequest, context: Any
-    ) -> pb.GetServingStatusResponse:
+    async def GetServingStatus(self, request: pb.GetServingStatusRequest, context: Any) -> pb.GetServingStatusResponse:
         shards = [self._own_status()]
         if self._whole_server:
             others = await asyncio.gather(*(self._status_of(peer) for peer in self._peers.others))
@@ -60,9 +58,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
         return pb.ListSnapshotsResponse(snapshots=await asyncio.to_thread(self._summaries))
 
-    async def ActivateSnapshot(
-        self, request: pb.ActivateSnapshotRequest, context: Any
-    ) -> pb.ActivateSnapshotResponse:
+    async def ActivateSnapshot(self, request: pb.ActivateSnapshotRequest, context: Any) -> pb.ActivateSnapshotResponse:
         async with self._switching:
             previous = self._engine.catalogue.version
             try:
@@ -78,9 +74,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 folded_migration_error=map_error,
             )
 
-    async def RollBackSnapshot(
-        self, request: pb.RollBackSnapshotRequest, context: Any
-    ) -> pb.RollBackSnapshotResponse:
+    async def RollBackSnapshot(self, request: pb.RollBackSnapshotRequest, context: Any) -> pb.RollBackSnapshotResponse:
         async with self._switching:
             if not self._previous_version:
                 raise SnapshotUnusableError(
@@ -95,20 +89,28 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         prepare = peer_pb2.PrepareSnapshotRequest(snapshot_version=version)
         await self._activation.prepare(version)
         await asyncio.gather(
-            *(peer.internal.PrepareSnapshot(prepare, timeout=timeout_s) for peer in self._peers.others)
+            *(
+                peer.internal.PrepareSnapshot(prepare, timeout=timeout_s, wait_for_ready=True)
+                for peer in self._peers.others
+            )
         )
         # CURRENT first: a shard that dies and restarts from here on comes up with the new snapshot.
         await asyncio.to_thread(self._store.activate, version)
         commit = peer_pb2.CommitSnapshotRequest(snapshot_version=version)
         error = self._activation.commit(version)
         committed = await asyncio.gather(
-            *(peer.internal.CommitSnapshot(commit, timeout=timeout_s) for peer in self._peers.others)
+            *(
+                peer.internal.CommitSnapshot(commit, timeout=timeout_s, wait_for_ready=True)
+                for peer in self._peers.others
+            )
         )
         return max([error, *(answer.folded_migration_error for answer in committed)])
 
     async def _status_of(self, peer: Any) -> pb.ShardStatus:
         try:
-            answer = await peer.admin.GetServingStatus(pb.GetServingStatusRequest(), timeout=STATUS_TIMEOUT_S)
+            answer = await peer.admin.GetServingStatus(
+                pb.GetServingStatusRequest(), timeout=STATUS_TIMEOUT_S, wait_for_ready=True
+            )
         except grpc.aio.AioRpcError:
             return self._placed(pb.ShardStatus(reachable=False), peer.index)
         status: pb.ShardStatus = answer.shards[0]

@@ -16,13 +16,14 @@ from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import check_id
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.record_log import RecordLog
-from heliotrope_server.servicers.routing import Router, passed_on, remaining_s
+from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
 
 MAX_BATCH = 256
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 MAX_DESCRIPTION = 20_000
 MAX_CATEGORIES = 64
+PEER_TIMEOUT_S = 5.0
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
@@ -39,7 +40,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         _check_size("items", len(items), MAX_BATCH)
         writer = self._router.catalogue_writer()
         if writer is not None:
-            return await passed_on(writer, writer.catalog.UpsertItems(request, timeout=remaining_s(context)))
+            return await passed_on(
+                writer, writer.catalog.UpsertItems(request, timeout=remaining_s(context), wait_for_ready=True)
+            )
         if len({item.item_id for item in items}) < len(items):
             raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
         async with self._writing:
@@ -54,7 +57,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         _check_size("item_ids", len(request.item_ids), MAX_BATCH)
         writer = self._router.catalogue_writer()
         if writer is not None:
-            return await passed_on(writer, writer.catalog.DeleteItems(request, timeout=remaining_s(context)))
+            return await passed_on(
+                writer, writer.catalog.DeleteItems(request, timeout=remaining_s(context), wait_for_ready=True)
+            )
         async with self._writing:
             ids = list(dict.fromkeys(request.item_ids))
             for item_id in ids:
@@ -87,7 +92,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
                 "page_token is not of the active snapshot; begin again with an empty one",
             )
         wanted = request.page_size or DEFAULT_PAGE
-        rows = []
+        rows: list[int] = []
         for row in catalogue.living_rows(int(start or 0)):
             if len(rows) == wanted:
                 return pb.ListItemsResponse(
@@ -112,8 +117,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         found = await asyncio.to_thread(catalogue.nearest, query, request.count)
         return pb.SearchItemsResponse(
             matches=[
-                pb.ItemMatch(item=item_message(catalogue.item(row)), similarity=similarity)
-                for row, similarity in found
+                pb.ItemMatch(item=item_message(catalogue.item(row)), similarity=similarity) for row, similarity in found
             ]
         )
 
@@ -131,8 +135,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         model_version = self._engine.encoder.model_version if self._engine.encoder else ""
         entries = []
         for item, vector in zip(items, pooled, strict=True):
-            row = rows[item.item_id]
-            bias = 0.0 if row is None else catalogue.bias(row)
+            replaced = rows[item.item_id]
+            bias = 0.0 if replaced is None else catalogue.bias(replaced)
             residual = residuals.get(item.item_id)
             entries.append(DeltaItem(item, vector, residual, bias, catalogue.version, model_version))
         return entries, truncated
@@ -144,14 +148,18 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         self._engine.catch_up_catalogue()
         calls = [
             peer.internal.CatchUpCatalog(
-                peer_pb2.CatchUpCatalogRequest(sequence=last), timeout=remaining_s(context)
+                peer_pb2.CatchUpCatalogRequest(sequence=last),
+                timeout=min(PEER_TIMEOUT_S, remaining_s(context)),
+                wait_for_ready=True,
             )
             for peer in self._router.peers.others
         ]
-        for outcome in await asyncio.gather(*calls, return_exceptions=True):
-            # A shard that is down reads the log when it comes back; it can't answer with the old catalogue.
-            if isinstance(outcome, grpc.aio.AioRpcError) and outcome.code() is grpc.StatusCode.UNAVAILABLE:
-                continue
+        for peer, outcome in zip(
+            self._router.peers.others, await asyncio.gather(*calls, return_exceptions=True), strict=True
+        ):
+            # What was written stays written, and a shard that restarts reads it; but it is not yet true everywhere.
+            if isinstance(outcome, grpc.aio.AioRpcError):
+                raise unreachable(peer) from outcome
             if isinstance(outcome, BaseException):
                 raise outcome
 
@@ -178,9 +186,7 @@ def checked_item(message: pb.Item) -> CatalogItem:
 
 
 def item_message(item: CatalogItem) -> pb.Item:
-    return pb.Item(
-        item_id=item.item_id, title=item.title, description=item.description, categories=item.categories
-    )
+    return pb.Item(item_id=item.item_id, title=item.title, description=item.description, categories=item.categories)
 
 
 def _check_size(field: str, size: int, limit: int) -> None:

@@ -136,7 +136,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             events=[request.events[place] for place in places], history_import=request.history_import
         )
         try:
-            answered = await peer.events.RecordEvents(part, timeout=timeout_s)
+            answered = await peer.events.RecordEvents(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError:
             # The events of other shards may be recorded: each is told apart, and sending all again is safe.
             for place in places:

@@ -29,20 +29,14 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
             landmark_s=popularity.landmark_s,
         )
 
-    async def CatchUpCatalog(
-        self, request: pb.CatchUpCatalogRequest, context: Any
-    ) -> pb.CatchUpCatalogResponse:
+    async def CatchUpCatalog(self, request: pb.CatchUpCatalogRequest, context: Any) -> pb.CatchUpCatalogResponse:
         self._engine.catch_up_catalogue()
         return pb.CatchUpCatalogResponse()
 
-    async def PrepareSnapshot(
-        self, request: pb.PrepareSnapshotRequest, context: Any
-    ) -> pb.PrepareSnapshotResponse:
+    async def PrepareSnapshot(self, request: pb.PrepareSnapshotRequest, context: Any) -> pb.PrepareSnapshotResponse:
         await self._activation.prepare(request.snapshot_version)
         return pb.PrepareSnapshotResponse()
 
-    async def CommitSnapshot(
-        self, request: pb.CommitSnapshotRequest, context: Any
-    ) -> pb.CommitSnapshotResponse:
+    async def CommitSnapshot(self, request: pb.CommitSnapshotRequest, context: Any) -> pb.CommitSnapshotResponse:
         error = self._activation.commit(request.snapshot_version)
         return pb.CommitSnapshotResponse(folded_migration_error=error)

@@ -21,7 +21,9 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            return await passed_on(owner, owner.profiles.GetProfile(request, timeout=remaining_s(context)))
+            return await passed_on(
+                owner, owner.profiles.GetProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+            )
         time_s = request.read_time.ToNanoseconds() / 1e9 if request.HasField("read_time") else None
         return pb.GetProfileResponse(profile=self._message(self._engine.profile(request.user_id), time_s))
 
@@ -29,7 +31,9 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            return await passed_on(owner, owner.profiles.UpdateProfile(request, timeout=remaining_s(context)))
+            return await passed_on(
+                owner, owner.profiles.UpdateProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+            )
         await self._engine.declare(request.user_id, list(request.declared_interests))
         return pb.UpdateProfileResponse(profile=self._message(self._engine.profile(request.user_id)))
 
@@ -37,7 +41,9 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            return await passed_on(owner, owner.profiles.DeleteProfile(request, timeout=remaining_s(context)))
+            return await passed_on(
+                owner, owner.profiles.DeleteProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+            )
         return pb.DeleteProfileResponse(deleted_event_count=await self._engine.forget(request.user_id))
 
     async def ExportProfile(
@@ -46,7 +52,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            async for part in owner.profiles.ExportProfile(request, timeout=remaining_s(context)):
+            async for part in owner.profiles.ExportProfile(request, timeout=remaining_s(context), wait_for_ready=True):
                 yield part
             return
         profile = self._engine.profile(request.user_id)

@@ -25,7 +25,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         owner = self._router.owner(request.user_id)
         if owner is not None:
             return await passed_on(
-                owner, owner.recommendations.Recommend(request, timeout=remaining_s(context))
+                owner, owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
             )
         remaining = context.time_remaining()
         deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
@@ -35,9 +35,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         response.timings.search_ns = timed.work_ns
         return response
 
-    async def BatchRecommend(
-        self, request: pb.BatchRecommendRequest, context: Any
-    ) -> pb.BatchRecommendResponse:
+    async def BatchRecommend(self, request: pb.BatchRecommendRequest, context: Any) -> pb.BatchRecommendResponse:
         size = len(request.requests)
         if not 1 <= size <= MAX_BATCH:
             raise InvalidArgumentError(
@@ -89,7 +87,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         peer = next(peer for peer in self._router.peers.others if peer.index == index)
         part = pb.BatchRecommendRequest(requests=[request.requests[place] for place in places])
         try:
-            answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s)
+            answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError:
             for place in places:
                 results[place] = pb.BatchRecommendResult(error=error_message(unreachable(peer)))
@@ -104,14 +102,12 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             profile_version=answer.profile_version,
         )
         add, source = response.recommendations.add, answer.source
-        for item_id, score, probability in zip(
-            answer.item_ids, answer.scores, answer.probabilities, strict=True
-        ):
-            add(item_id=item_id, score=score, probability=probability, source=source)  # type: ignore[arg-type]
+        for item_id, score, probability in zip(answer.item_ids, answer.scores, answer.probabilities, strict=True):
+            add(item_id=item_id, score=score, probability=probability, source=source)
         for recommendation, parts in zip(response.recommendations, answer.explanations, strict=False):
             for part in parts:
                 recommendation.explanation.add(
-                    kind=part.kind,  # type: ignore[arg-type]
+                    kind=part.kind,
                     value=part.value,
                     event_id=part.event_id,
                     item_id=part.item_id,
