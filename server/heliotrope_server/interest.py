@@ -49,7 +49,8 @@ class InterestSums:
         for horizon, half_life_s in enumerate(half_lives_s):
             weight = sign * gain * power_of_two(lead_s / half_life_s)
             if weight:
-                self.sums[horizon] += weight * vector
+                # In float64: a float32 product would round each event to 6e-8, which cancelling events show up.
+                self.sums[horizon] += np.multiply(vector, weight, dtype=np.float64)
                 self.masses[horizon] += sign * abs(weight)
 
     def add_many(

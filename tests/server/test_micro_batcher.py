@@ -1,0 +1,76 @@
+import asyncio
+import time
+
+import pytest
+from heliotrope_server.errors import DeadlinePassedError, OverloadedError
+from heliotrope_server.micro_batcher import MicroBatcher
+
+
+async def test_what_waits_together_is_worked_on_together_and_in_order():
+    batches = []
+
+    def work(questions):
+        batches.append(list(questions))
+        return [question * 10 for question in questions]
+
+    batcher = MicroBatcher(work, max_batch=4)
+    answers = await asyncio.gather(*(batcher.submit(number) for number in range(10)))
+    assert [answer.result for answer in answers] == [number * 10 for number in range(10)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+async def test_a_passed_deadline_is_dropped_before_work():
+    worked = []
+
+    def work(questions):
+        worked.extend(questions)
+        return questions
+
+    batcher = MicroBatcher(work)
+    late = asyncio.create_task(batcher.submit("late", deadline_s=time.monotonic() - 1))
+    on_time = await batcher.submit("on time", deadline_s=time.monotonic() + 60)
+    with pytest.raises(DeadlinePassedError):
+        await late
+    assert on_time.result == "on time"
+    assert worked == ["on time"]
+
+
+async def test_too_many_waiting_are_refused_with_a_hint():
+    batcher = MicroBatcher(lambda questions: questions, max_waiting=3)
+    tasks = [asyncio.create_task(batcher.submit(number)) for number in range(5)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+    assert len(refused) == 2
+    assert refused[0].metadata["limit"] == "3"
+    assert refused[0].retry_after_s > 0
+
+
+async def test_an_error_reaches_every_caller_and_the_next_batch_works():
+    failing = True
+
+    def work(questions):
+        if failing:
+            raise RuntimeError("broken")
+        return questions
+
+    batcher = MicroBatcher(work)
+    outcomes = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["broken", "broken"]
+    failing = False
+    assert (await batcher.submit(3)).result == 3
+
+
+async def test_a_caller_that_has_gone_costs_no_work():
+    worked = []
+
+    def work(questions):
+        worked.extend(questions)
+        return questions
+
+    batcher = MicroBatcher(work)
+    gone = asyncio.create_task(batcher.submit("gone"))
+    staying = asyncio.create_task(batcher.submit("staying"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await staying
+    assert worked in (["staying"], ["gone", "staying"])

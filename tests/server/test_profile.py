@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.profile import Applied, Profile
+from heliotrope_server.profile_store import decode_profile, encode_profile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.server import worlds
+
+NOW_S = 1.7e9
+IDS = [f"e{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    return worlds.catalogue(tmp_path_factory.mktemp("world"), items=20, dimension=6)
+
+
+def relative_error(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+EVENTS = st.lists(
+    st.builds(
+        lambda number, kind, item, value, age: UserEvent(
+            "u", IDS[number], kind, f"i{item}", value, round((NOW_S - age) * 1e6)
+        ),
+        st.integers(0, len(IDS) - 1),
+        st.integers(EventKind.VIEW, EventKind.HIDE),
+        st.integers(0, 19),
+        st.floats(0, 5),
+        st.floats(0, 5e6),
+    ),
+    min_size=1,
+    max_size=30,
+    unique_by=lambda event: event.event_id,
+)
+
+
+@given(EVENTS, st.randoms(use_true_random=False))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_with_duplicates_equals_the_naive_recomputation(space, events, random):
+    arriving = events + random.sample(events, len(events) // 2)
+    random.shuffle(arriving)
+    profile = Profile("u", space)
+    outcomes = [profile.apply(event, space)[0] for event in arriving]
+    assert outcomes.count(Applied.RECORDED) == len(events)
+    wanted = worlds.naive_interest_vectors(events, space, NOW_S)
+    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+
+
+@given(EVENTS, st.sets(st.sampled_from(IDS)), st.randoms(use_true_random=False))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_undo_may_come_before_or_after_its_event(space, events, undone, random):
+    undos = [UserEvent("u", f"undo-{each}", EventKind.UNDO, "", 1.0, round(NOW_S * 1e6), each) for each in undone]
+    arriving = events + undos + undos
+    random.shuffle(arriving)
+    profile = Profile("u", space)
+    for event in arriving:
+        profile.apply(event, space)
+    standing = [event for event in events if event.event_id not in undone]
+    wanted = worlds.naive_interest_vectors(standing, space, NOW_S)
+    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_folding_changes_no_interest_vector(space, seed):
+    rng = np.random.default_rng(seed)
+    events = worlds.random_events(rng, 200, users=1, items=20, now_s=NOW_S, days=100.0)
+    profile = Profile("u0", space)
+    for event in events:
+        profile.apply(event, space)
+        profile.fold(32, NOW_S, space)
+    assert profile.folded_count > 100
+    assert len(profile.events) + profile.folded_count == 200
+    wanted = worlds.naive_interest_vectors(events, space, NOW_S)
+    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+    assert 0.0 < profile.folded_share(space.parameters) < 1.0
+
+    for event in events:
+        assert profile.apply(event, space)[0] is Applied.DUPLICATE
+    oldest = min(events, key=lambda event: event.time_us)
+    undo = UserEvent("u0", "undo", EventKind.UNDO, "", 1.0, 1, oldest.event_id)
+    assert profile.apply(undo, space)[0] is Applied.UNDO_TOO_OLD
+
+
+def test_events_inside_the_window_are_never_folded(space):
+    profile = Profile("u0", space)
+    for event in worlds.random_events(np.random.default_rng(3), 100, users=1, items=20, now_s=NOW_S):
+        profile.apply(event, space)
+        profile.fold(8, NOW_S - 7 * worlds.DAY_S, space)
+    assert profile.folded_count == 0
+
+
+def test_a_stored_profile_comes_back_the_same(space):
+    rng = np.random.default_rng(4)
+    profile = Profile("u0", space)
+    for event in worlds.random_events(rng, 120, users=1, items=20, now_s=NOW_S, days=50.0):
+        profile.apply(event, space)
+        profile.fold(32, NOW_S, space)
+    profile.apply(UserEvent("u0", "x", EventKind.UNDO, "", 1.0, 5, "never-came"), space)
+    profile.declared_interests = ("space opera", "chess")
+    profile.declared_pooled = rng.normal(size=(2, 6)).astype(np.float32)
+    profile.declared_model_version = "m1"
+    profile.lsn = 17
+    profile.refresh_prior(space)
+
+    twin = decode_profile("u0", encode_profile(profile), space)
+    assert twin.events == profile.events
+    assert twin.undone == profile.undone
+    assert twin.folded_item_ids == profile.folded_item_ids
+    assert (twin.lsn, twin.folded_count, twin.newest_s) == (profile.lsn, profile.folded_count, profile.newest_s)
+    assert twin.declared_interests == profile.declared_interests
+    np.testing.assert_allclose(
+        twin.interest_vectors(NOW_S, space.parameters), profile.interest_vectors(NOW_S, space.parameters), rtol=1e-5
+    )
+
+
+def test_decay_never_runs_backwards_from_the_newest_event(space):
+    profile = Profile("u", space)
+    profile.apply(UserEvent("u", "e", EventKind.CLICK, "i1", 1.0, round(NOW_S * 1e6)), space)
+    at_event = profile.interest_vectors(NOW_S, space.parameters)
+    np.testing.assert_array_equal(profile.interest_vectors(NOW_S - 1e6, space.parameters), at_event)
+
+
+def test_seen_items_include_folded_ones_and_exclude_undone_ones(space):
+    profile = Profile("u0", space)
+    events = worlds.random_events(np.random.default_rng(5), 60, users=1, items=20, now_s=NOW_S, days=50.0)
+    for event in events:
+        profile.apply(event, space)
+        profile.fold(8, NOW_S, space)
+    seen = {space.item_ids[row] for row in profile.seen_rows(space.row_of, (space.generation, 0))}
+    assert seen == {event.item_id for event in events}
+
+    fresh = Profile("u1", space)
+    fresh.apply(UserEvent("u1", "e", EventKind.CLICK, "i1", 1.0, 1), space)
+    fresh.apply(UserEvent("u1", "o", EventKind.UNDO, "", 1.0, 2, "e"), space)
+    fresh.lsn = 2
+    assert len(fresh.seen_rows(space.row_of, (space.generation, 0))) == 0

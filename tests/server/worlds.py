@@ -1,0 +1,148 @@
+"""Small synthetic worlds for the tests of the server: real snapshots and real engines, seeded."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from heliotrope_indexer.parameters import Parameters, SearchParameters
+from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
+from heliotrope_server.engine import Engine
+from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.record_log import RecordLog
+from heliotrope_server.settings import EngineSettings
+from heliotrope_server.version_token import VersionClock
+from numpy.typing import NDArray
+
+DAY_S = 86_400.0
+
+
+def publish(
+    store: Path,
+    *,
+    items: int = 200,
+    dimension: int = 16,
+    seed: int = 0,
+    with_index: bool = False,
+    intercept: float = -1.5,
+    live_popularity_weight: float = 0.3,
+    first_item: int = 0,
+    half_lives_s: tuple[float, ...] = (3600.0, 30 * DAY_S),
+) -> str:
+    """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(items, dimension)).astype(np.float32)
+    bias = rng.normal(scale=0.2, size=items).astype(np.float32)
+    horizons = len(half_lives_s)
+    index, search = None, None
+    if with_index:
+        padded = np.zeros((items, -(-(dimension + 1) // 4) * 4), dtype=np.float32)
+        padded[:, :dimension], padded[:, dimension] = vectors, bias
+        index = faiss.index_factory(padded.shape[1], "IVF16,Flat", faiss.METRIC_INNER_PRODUCT)
+        index.train(padded)
+        index.add(padded)
+        search = SearchParameters(nprobe=12, candidates=64)
+    parameters = Parameters(
+        half_lives_s=half_lives_s,
+        kappas=tuple(0.5 + horizon for horizon in range(horizons)),
+        live_popularity_weight=live_popularity_weight,
+        popularity_half_life_s=3 * DAY_S,
+        intercept=intercept,
+        search=search,
+    )
+    folder = store.parent / f".draft-{seed}-{items}-{dimension}"
+    write_snapshot(
+        folder,
+        items=[CatalogItem(f"i{first_item + row}", f"title {first_item + row}") for row in range(items)],
+        vectors=vectors,
+        bias=bias,
+        prior=rng.normal(scale=0.3, size=dimension),
+        scoring_matrices=rng.normal(scale=0.4, size=(horizons, dimension, dimension)) + np.eye(dimension),
+        parameters=parameters,
+        index=index,
+    )
+    return SnapshotStore(store).publish(folder)
+
+
+def catalogue(folder: Path, **settings: Any) -> LiveCatalogue:
+    """The catalogue of a freshly published snapshot below `folder`."""
+    publish(folder / "store", **settings)
+    return LiveCatalogue(SnapshotStore(folder / "store").open())
+
+
+@asynccontextmanager
+async def engine(
+    folder: Path,
+    served: LiveCatalogue,
+    *,
+    wall_clock: Callable[[], float] = time.time,
+    log_factory: Callable[[Path], RecordLog] = RecordLog,
+    crash: bool = False,
+    **settings: Any,
+) -> AsyncIterator[Engine]:
+    """A started engine on `folder`; with `crash` it is dropped as a kill would drop it, without a last checkpoint."""
+    settings.setdefault("checkpoint_interval_s", 3600.0)
+    subject = Engine(
+        folder / "shard",
+        folder / "catalogue",
+        served,
+        None,
+        VersionClock("g-test", 0, {}),
+        EngineSettings(**settings),
+        wall_clock=wall_clock,
+        log_factory=log_factory,
+    )
+    await subject.start()
+    try:
+        yield subject
+    finally:
+        if crash:
+            subject._checkpointer.cancel()
+            await asyncio.sleep(0)
+            subject.store.close()
+            subject._log.close()
+        else:
+            await subject.stop()
+
+
+def random_events(
+    rng: np.random.Generator, count: int, *, users: int = 5, items: int = 200, now_s: float = 1.7e9, days: float = 6.0
+) -> list[UserEvent]:
+    """Events of all kinds but undo, at distinct ids and random times."""
+    kinds = rng.integers(EventKind.VIEW, EventKind.HIDE + 1, size=count)
+    return [
+        UserEvent(
+            f"u{rng.integers(users)}",
+            f"e{number}",
+            int(kind),
+            f"i{rng.integers(items)}",
+            float(rng.integers(0, 11)) / 2 if kind == EventKind.RATING else float(rng.integers(1, 4)),
+            round((now_s - rng.uniform(0, days * DAY_S)) * 1e6),
+        )
+        for number, kind in enumerate(kinds)
+    ]
+
+
+def naive_interest_vectors(events: Sequence[UserEvent], space: LiveCatalogue, time_s: float) -> NDArray[np.float64]:
+    """v_h(t) straight from the definition, for a user without undone events: the oracle of the incremental sums."""
+    parameters = space.parameters
+    unique = {event.event_id: event for event in events}
+    read_s = max([time_s, *(event.time_s for event in unique.values())])
+    vectors = []
+    for half_life_s, kappa in zip(parameters.half_lives_s, parameters.kappas, strict=True):
+        total, mass = kappa * space.prior.astype(np.float64), kappa
+        for event in unique.values():
+            x = space.vector(event.item_id)
+            if x is None:
+                continue
+            gain = parameters.gain(EventKind(event.kind).parameter_name, event.value)
+            weight = gain * 2.0 ** (-(read_s - event.time_s) / half_life_s)
+            total = total + weight * x.astype(np.float64)
+            mass += abs(weight)
+        vectors.append(total / mass)
+    return np.array(vectors)
