@@ -73,7 +73,8 @@ class Manifest(BaseModel):
     def parse(cls, text: str, *, name: str) -> Manifest:
         """Reads a manifest and proves that it is whole; `name` is what error messages call it.
 
-        Raises SnapshotFormatError for another format version, SnapshotCorruptError for all else that is wrong.
+        Raises SnapshotFormatError for another format version, SnapshotCorruptError for all else that is
+        wrong.
         """
         try:
             raw = json.loads(text)
@@ -87,13 +88,9 @@ class Manifest(BaseModel):
             )
         version = raw.get("version")
         if not isinstance(version, str) or not VERSION_PATTERN.match(version):
-            raise SnapshotFormatError(
-                f"{name} names version {version!r}, not <yyyymmddThhmmssZ>-<12 hex digits>"
-            )
+            raise SnapshotFormatError(f"{name} names version {version!r}, not <yyyymmddThhmmssZ>-<12 hex digits>")
         if not version.endswith(content_hash(raw)[:12]):
-            raise SnapshotCorruptError(
-                f"{name} was changed: its content no longer hashes to version {version}"
-            )
+            raise SnapshotCorruptError(f"{name} was changed: its content no longer hashes to version {version}")
         try:
             manifest = cls.model_validate(raw)
         except ValidationError as error:

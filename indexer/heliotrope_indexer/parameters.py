@@ -84,9 +84,7 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.kappas) != len(self.half_lives_s):
-            raise ValueError(
-                f"{len(self.half_lives_s)} half-lives but {len(self.kappas)} kappas; one for each horizon"
-            )
+            raise ValueError(f"{len(self.half_lives_s)} half-lives but {len(self.kappas)} kappas; one for each horizon")
         missing = [name for name in EVENT_TYPES if name not in self.gains]
         if missing:
             raise ValueError(f"no gain for the event types {', '.join(missing)}")

@@ -107,9 +107,7 @@ class Snapshot:
         try:
             array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise SnapshotCorruptError(
-                f"{name} of snapshot {self.version} is not an array: {error}"
-            ) from error
+            raise SnapshotCorruptError(f"{name} of snapshot {self.version} is not an array: {error}") from error
         if array.shape != shape or array.dtype != np.float32:
             raise SnapshotFormatError(
                 f"{name} of snapshot {self.version} is {array.dtype} {array.shape}; expected float32 {shape}"
@@ -120,9 +118,7 @@ class Snapshot:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(self.path / ITEMS_FILE))).read_all()
         except (pa.ArrowException, OSError) as error:
-            raise SnapshotCorruptError(
-                f"{ITEMS_FILE} of snapshot {self.version} cannot be read: {error}"
-            ) from error
+            raise SnapshotCorruptError(f"{ITEMS_FILE} of snapshot {self.version} cannot be read: {error}") from error
         if table.num_rows != len(self):
             raise SnapshotFormatError(
                 f"{ITEMS_FILE} of snapshot {self.version} has {table.num_rows} rows; expected {len(self)}"

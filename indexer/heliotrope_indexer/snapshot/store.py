@@ -49,9 +49,7 @@ class SnapshotStore:
         else:
             names = [entry.name for entry in self._folder.iterdir()] if self._folder.is_dir() else []
             holds = lambda name: (self._folder / name).is_file()  # noqa: E731
-        complete = [
-            name for name in names if VERSION_PATTERN.match(name) and holds(f"{name}/{MANIFEST_FILE}")
-        ]
+        complete = [name for name in names if VERSION_PATTERN.match(name) and holds(f"{name}/{MANIFEST_FILE}")]
         return sorted(complete, reverse=True)
 
     def current(self) -> str:
@@ -60,11 +58,7 @@ class SnapshotStore:
         Raises SnapshotNotFoundError or, for a damaged pointer, SnapshotCorruptError.
         """
         try:
-            raw = (
-                self._remote.read(CURRENT_FILE)
-                if self._remote
-                else (self._folder / CURRENT_FILE).read_bytes()
-            )
+            raw = self._remote.read(CURRENT_FILE) if self._remote else (self._folder / CURRENT_FILE).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise SnapshotNotFoundError(
                 f"{self.path} is no snapshot store, or nothing was published there yet"
@@ -125,6 +119,18 @@ class SnapshotStore:
         aside.rename(self._folder / CURRENT_FILE)
         sync(self._folder)
 
+    def keep_rejects(self, version: str, path: Path) -> str:
+        """Files what the build of a version could not use as `rejects/<version>.jsonl`; returns where
+        that is.
+        """
+        name = f"rejects/{_checked_name(version)}.jsonl"
+        if self._remote:
+            self._remote.upload(path, name)
+        else:
+            (self._folder / "rejects").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, self._folder / name)
+        return f"{self.path.rstrip('/')}/{name}"
+
     def _take_over(self, folder: Path, version: str) -> None:
         if os.stat(folder).st_dev != os.stat(self._folder).st_dev:
             aside = self._folder / f".publishing-{version}-{os.getpid()}"
@@ -140,9 +146,7 @@ class SnapshotStore:
     def _existing(self, version: str) -> Path:
         path = self._folder / version
         if not path.is_dir():
-            raise SnapshotNotFoundError(
-                f"{self.path} holds no version {version}; it holds {self.versions()[:5]}"
-            )
+            raise SnapshotNotFoundError(f"{self.path} holds no version {version}; it holds {self.versions()[:5]}")
         _check_version(read_manifest(path), version)
         return path
 
@@ -191,8 +195,7 @@ class _RemoteFolder:
     def names(self) -> list[str]:
         try:
             return [
-                entry.rstrip("/").rsplit("/", 1)[-1]
-                for entry in self._fs.ls(self._root, detail=False, refresh=True)
+                entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._root, detail=False, refresh=True)
             ]
         except FileNotFoundError:
             return []

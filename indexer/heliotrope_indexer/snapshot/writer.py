@@ -74,18 +74,14 @@ def write_snapshot(
         "vectors.npy": _checked("vectors", matrix, (n, d)),
         "bias.npy": _checked("bias", np.zeros(n) if bias is None else bias, (n,)),
         "projection.npy": _checked("projection", weights, (d, wide)),
-        "feature_mean.npy": _checked(
-            "feature_mean", np.zeros(wide) if feature_mean is None else feature_mean, (wide,)
-        ),
+        "feature_mean.npy": _checked("feature_mean", np.zeros(wide) if feature_mean is None else feature_mean, (wide,)),
         "prior.npy": _checked("prior", np.zeros(d) if prior is None else prior, (d,)),
         "scoring_matrices.npy": _checked("scoring_matrices", scoring, (horizons, d, d)),
     }
     assert arrays.keys() == set(ARRAY_FILES)
     _check_items(items, n)
     if (index is None) != (parameters.search is None):
-        raise SnapshotFormatError(
-            "an index and its search parameters come together: one of the two is missing"
-        )
+        raise SnapshotFormatError("an index and its search parameters come together: one of the two is missing")
     if index is not None and (index.ntotal != n or index.d < d + 1):
         raise SnapshotFormatError(f"the index holds ({index.ntotal}, {index.d}); expected ({n}, >= {d + 1})")
 
@@ -149,9 +145,7 @@ def _check_items(items: Sequence[CatalogItem], n: int) -> None:
     seen: set[str] = set()
     for row, item in enumerate(items):
         if not item.item_id or item.item_id in seen:
-            raise SnapshotFormatError(
-                f"item {row} has the id {item.item_id!r}, which is empty or already taken"
-            )
+            raise SnapshotFormatError(f"item {row} has the id {item.item_id!r}, which is empty or already taken")
         seen.add(item.item_id)
 
 
