@@ -337,9 +337,7 @@ class AsyncClient:
                 await channel.close()
         return self._stubs.setdefault(address, AsyncStubs(channel))
 
-    async def _in_parallel(
-        self, work: Callable[[list[int]], Awaitable[Part]], groups: list[list[int]]
-    ) -> list[Part]:
+    async def _in_parallel(self, work: Callable[[list[int]], Awaitable[Part]], groups: list[list[int]]) -> list[Part]:
         return list(await asyncio.gather(*(work(group) for group in groups)))
 
 

@@ -137,9 +137,7 @@ def record_events(events: Sequence[Event], *, history_import: bool) -> Call[even
     """A batch that one shard owns. Idempotent: the server counts an event id once."""
     return Call(
         lambda stubs: stubs.event.RecordEvents,
-        event_pb2.RecordEventsRequest(
-            events=[event.to_proto() for event in events], history_import=history_import
-        ),
+        event_pb2.RecordEventsRequest(events=[event.to_proto() for event in events], history_import=history_import),
         event_pb2.RecordEventsResponse,
         user_id=events[0].user_id,
     )
@@ -164,28 +162,20 @@ def merge_receipts(groups: Sequence[Sequence[int]], receipts: Sequence[EventRece
 
 
 def stream_events_request(events: Sequence[Event], *, history_import: bool) -> event_pb2.StreamEventsRequest:
-    return event_pb2.StreamEventsRequest(
-        events=[event.to_proto() for event in events], history_import=history_import
-    )
+    return event_pb2.StreamEventsRequest(events=[event.to_proto() for event in events], history_import=history_import)
 
 
-def stream_receipt(
-    events: Sequence[Event], reply: event_pb2.StreamEventsResponse
-) -> EventReceipt | ServerError:
+def stream_receipt(events: Sequence[Event], reply: event_pb2.StreamEventsResponse) -> EventReceipt | ServerError:
     """The acknowledgement of one batch on a stream, or why it was refused as a whole."""
     return receipt(events, reply.response) if reply.HasField("response") else from_element(reply.error)
 
 
 def get_profile(user_id: str, read_time: Time | None) -> Call[profile_pb2.GetProfileResponse]:
     request = profile_pb2.GetProfileRequest(user_id=user_id, read_time=to_timestamp(read_time))
-    return Call(
-        lambda stubs: stubs.profile.GetProfile, request, profile_pb2.GetProfileResponse, user_id=user_id
-    )
+    return Call(lambda stubs: stubs.profile.GetProfile, request, profile_pb2.GetProfileResponse, user_id=user_id)
 
 
-def update_profile(
-    user_id: str, declared_interests: Iterable[str]
-) -> Call[profile_pb2.UpdateProfileResponse]:
+def update_profile(user_id: str, declared_interests: Iterable[str]) -> Call[profile_pb2.UpdateProfileResponse]:
     return Call(
         lambda stubs: stubs.profile.UpdateProfile,
         profile_pb2.UpdateProfileRequest(user_id=user_id, declared_interests=declared_interests),

@@ -229,9 +229,7 @@ class Client:
         """One item with its bias and live popularity; raises NotFoundError."""
         return self._run(calls.get_item(item_id), timeout_s)
 
-    def list_items(
-        self, *, page_size: int = 1_000, timeout_s: float | None = None
-    ) -> Iterator[catalog_pb2.Item]:
+    def list_items(self, *, page_size: int = 1_000, timeout_s: float | None = None) -> Iterator[catalog_pb2.Item]:
         """All items in the order of the catalogue, read page by page."""
         token = ""
         while True:

@@ -78,9 +78,7 @@ def check_address(address: str) -> str:
     """Returns the address if it has the form HOST:PORT; raises ConnectionSettingsError if not."""
     host, separator, port = address.rpartition(":")
     if not (separator and host and port.isdigit() and 0 < int(port) < 65_536) or "/" in host:
-        raise ConnectionSettingsError(
-            f"the address must be HOST:PORT with a port of 1 to 65535, not {address!r}"
-        )
+        raise ConnectionSettingsError(f"the address must be HOST:PORT with a port of 1 to 65535, not {address!r}")
     return address
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from heliotrope.v1.recommendation_pb2 import Error
 
@@ -119,7 +119,7 @@ def from_element(error: Error) -> ServerError:
     reason = error.reason
     kind = _KIND_OF_REASON.get(reason)
     if kind is None:
-        if reason.startswith("INVALID_ARGUMENT"):
+        if reason.startswith(("INVALID_", "TOO_MANY_", "DUPLICATE_", "EVENT_")):
             kind = InvalidRequestError
         elif reason.endswith("NOT_FOUND"):
             kind = NotFoundError
@@ -145,7 +145,8 @@ _KIND_OF_REASON: Mapping[str, type[ServerError]] = {
     "OVERLOADED": OverloadedError,
     "DEADLINE_PASSED": DeadlineExceededError,
     "SHARD_UNREACHABLE": UnavailableError,
-    "STORAGE_FAILED": UnavailableError,
+    "SHUTTING_DOWN": UnavailableError,
+    "LOG_WRITE_FAILED": UnavailableError,
     "INTERNAL": InternalError,
 }
 

@@ -43,13 +43,9 @@ def differences(fresh: Path) -> list[str]:
     """Names, relative to proto/, of generated files that are missing, changed or left over."""
     wanted = {str(path.relative_to(fresh)) for path in fresh.rglob("*_pb2*.py*")}
     committed = {
-        str(path.relative_to(PROTO_ROOT))
-        for path in PROTO_ROOT.rglob("*_pb2*.py*")
-        if "__pycache__" not in path.parts
+        str(path.relative_to(PROTO_ROOT)) for path in PROTO_ROOT.rglob("*_pb2*.py*") if "__pycache__" not in path.parts
     }
-    changed = {
-        name for name in wanted & committed if not filecmp.cmp(fresh / name, PROTO_ROOT / name, shallow=False)
-    }
+    changed = {name for name in wanted & committed if not filecmp.cmp(fresh / name, PROTO_ROOT / name, shallow=False)}
     return sorted((wanted ^ committed) | changed)
 
 

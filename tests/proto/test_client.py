@@ -120,7 +120,7 @@ def test_an_error_carries_reason_and_metadata(connect: Connect, shards: list[Sha
     client = connect(shards[0].address)
     with pytest.raises(heliotrope.InvalidRequestError) as caught:
         client.recommend("u1", count=10_000)
-    assert caught.value.reason == "INVALID_ARGUMENT_COUNT"
+    assert caught.value.reason == "INVALID_COUNT"
     assert caught.value.metadata == {"limit": "1000"}
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -170,9 +170,7 @@ def test_a_call_without_a_server_ends_in_time(connect: Connect) -> None:
         client.recommend("u1", timeout_s=2)
 
 
-def test_a_shard_that_cannot_be_reached_is_called_through_the_entry(
-    connect: Connect, shards: list[Shard]
-) -> None:
+def test_a_shard_that_cannot_be_reached_is_called_through_the_entry(connect: Connect, shards: list[Shard]) -> None:
     publish_map(shards, [shards[0].address, f"127.0.0.1:{free_port()}"])
     client = connect(shards[0].address)
     user = next(user for user in USERS if owner(user) == 1)

@@ -13,9 +13,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "heliotrope_toy"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "greet.py").write_text(
-        '"""Greets.\n\nAt length."""\ndef main(arguments):\n    return len(arguments)\n'
-    )
+    (folder / "greet.py").write_text('"""Greets.\n\nAt length."""\ndef main(arguments):\n    return len(arguments)\n')
     (folder / "lost.py").write_text('"""Needs more."""\nimport absent_module.part\n')
     (folder / "broken.py").write_text('"""Has a bug."""\nimport heliotrope_toy.nothing\n')
     (folder / "slow.py").write_text("def main(arguments):\n    raise KeyboardInterrupt\n")
@@ -26,8 +24,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         command_line,
         "entry_points",
         lambda group: [
-            EntryPoint(name, f"heliotrope_toy.{name}:main", group)
-            for name in ("greet", "lost", "broken", "slow")
+            EntryPoint(name, f"heliotrope_toy.{name}:main", group) for name in ("greet", "lost", "broken", "slow")
         ],
     )
     return folder

@@ -28,9 +28,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl("req", "-x509", *curve, "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")
     for name, subject in (("server", "localhost"), ("client", "a backend")):
         (folder / f"{name}.ext").write_text("subjectAltName=DNS:localhost\n")
-        openssl(
-            "req", *curve[:-2], "-subj", f"/CN={subject}", "-keyout", f"{name}.key", "-out", f"{name}.csr"
-        )
+        openssl("req", *curve[:-2], "-subj", f"/CN={subject}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
         signer = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1"]
         extension = ["-extfile", f"{name}.ext"]
         openssl("x509", "-req", "-in", f"{name}.csr", *signer, *extension, "-out", f"{name}.pem")

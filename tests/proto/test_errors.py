@@ -67,7 +67,9 @@ def test_unknown_details_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("INVALID_ARGUMENT_COUNT", errors.InvalidRequestError),
+        ("INVALID_COUNT", errors.InvalidRequestError),
+        ("TOO_MANY_INTERESTS", errors.InvalidRequestError),
+        ("EVENT_TIME_TOO_OLD", errors.InvalidRequestError),
         ("ITEM_NOT_FOUND", errors.NotFoundError),
         ("VERSION_NOT_AVAILABLE", errors.VersionNotAvailableError),
         ("SOMETHING_NEW", errors.ServerError),

@@ -73,9 +73,7 @@ def toy_server(
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(toy, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(toy, server)
         port = (
-            server.add_secure_port(f"{host}:0", credentials)
-            if credentials
-            else server.add_insecure_port(f"{host}:0")
+            server.add_secure_port(f"{host}:0", credentials) if credentials else server.add_insecure_port(f"{host}:0")
         )
         shard.address = f"{host}:{port}"
         server.start()
@@ -135,16 +133,14 @@ class ToyServicer(
     ) -> recommendation_pb2.RecommendResponse | recommendation_pb2.Error:
         if not 1 <= request.count <= 1_000:
             return recommendation_pb2.Error(
-                reason="INVALID_ARGUMENT_COUNT",
+                reason="INVALID_COUNT",
                 message=f"count must be 1 to 1000, not {request.count}",
                 metadata={"limit": "1000"},
             )
         items = [event.item_id for event in self.shard.events[request.user_id].values()]
         return recommendation_pb2.RecommendResponse(
             request_id=request.user_id,
-            recommendations=[
-                recommendation_pb2.Recommendation(item_id=item) for item in items[::-1][: request.count]
-            ],
+            recommendations=[recommendation_pb2.Recommendation(item_id=item) for item in items[::-1][: request.count]],
         )
 
     def _record(self, request: Any) -> event_pb2.RecordEventsResponse:
@@ -157,9 +153,7 @@ class ToyServicer(
             else:
                 error = None
                 outcome = (
-                    event_pb2.EVENT_OUTCOME_DUPLICATE
-                    if event.event_id in known
-                    else event_pb2.EVENT_OUTCOME_RECORDED
+                    event_pb2.EVENT_OUTCOME_DUPLICATE if event.event_id in known else event_pb2.EVENT_OUTCOME_RECORDED
                 )
                 known[event.event_id] = event
             results.append(event_pb2.EventResult(event_id=event.event_id, outcome=outcome, error=error))
@@ -204,7 +198,7 @@ class ToyServicer(
         self._enter("StreamEvents", context)
         for batch in request_iterator:
             if not batch.events:
-                error = recommendation_pb2.Error(reason="INVALID_ARGUMENT_EVENTS", message="no events")
+                error = recommendation_pb2.Error(reason="INVALID_BATCH_SIZE", message="no events")
                 yield event_pb2.StreamEventsResponse(error=error)
             else:
                 yield event_pb2.StreamEventsResponse(response=self._record(batch))

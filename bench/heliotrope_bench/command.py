@@ -1,0 +1,63 @@
+"""Benchmarks: `load` (rate, latency, recall of a server) and `quality` (replay of a real data set)."""
+
+import sys
+from typing import TypeVar
+
+from heliotrope import HeliotropeError
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsError
+from rich.console import Console
+
+from heliotrope_bench.errors import BenchError
+
+Options = TypeVar("Options", bound=BaseSettings)
+
+USAGE = """usage: heliotrope bench COMMAND [OPTIONS]
+
+commands:
+  load     rate, latency, errors and recall of a server under an open-loop load
+  quality  replay of a real data set through the served system, beside other models
+
+Both take --out FILE.json for the raw results. `heliotrope bench COMMAND --help` describes the options."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 0, 1 when a step failed, or 2 for arguments that can't be."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    command, *rest = arguments
+    console = Console(stderr=False)
+    try:
+        if command == "load":
+            from heliotrope_bench import load
+
+            load.run(parse(load.LoadOptions, rest), rest, console)
+        elif command == "quality":
+            from heliotrope_bench import quality
+
+            quality.run(parse(quality.QualityOptions, rest), rest, console)
+        else:
+            print(f"heliotrope bench: there is no {command!r}; give load or quality", file=sys.stderr)
+            return 2
+    except (ValidationError, SettingsError) as error:
+        print(f"heliotrope bench {command}: {first_problem(error)}", file=sys.stderr)
+        return 2
+    except (BenchError, HeliotropeError) as error:
+        print(f"heliotrope bench {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(options: type[Options], arguments: list[str]) -> Options:
+    """The options of a command line; exits with code 2 and the usage when argparse can't read it."""
+    return CliApp.run(options, cli_args=arguments)
+
+
+def first_problem(error: ValidationError | SettingsError) -> str:
+    """One line naming the option and what is wrong with it."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    problem = error.errors()[0]
+    name = "".join(f"--{part} ".replace("_", "-") for part in problem["loc"])
+    return f"{name}{problem['msg']}"

@@ -1,0 +1,178 @@
+"""One process of the load generator: sends prepared calls and measures how long each takes.
+
+Requests are serialised before the clock starts and replies are not parsed, so that the generator can load a server
+that has a core of its own.
+"""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from hdrh.histogram import HdrHistogram
+from numpy.typing import NDArray
+
+CALL_TIMEOUT_S = 10.0
+MAX_WAITING = 20_000
+"""Calls that may wait for an answer in one generator; what comes on top fails as NOT_SENT, so memory is bounded."""
+
+HIGHEST_US = 60_000_000
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A method by its full name, the bytes of its request, and how many units of work it carries."""
+
+    method: str
+    request: bytes
+    units: int = 1
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one generator does from `start` (time.monotonic, shared by the processes of one machine) on.
+
+    Open loop: call i is due at `start + due_s[i]`, sent or not. Closed loop (`due_s` None): `concurrency` callers
+    each send the next call when the last one is answered, for `duration_s`. What was due or sent in the first
+    `warm_up_s` is not measured. `calls` are used in turn.
+    """
+
+    address: str
+    calls: Sequence[PreparedCall]
+    start: float
+    duration_s: float
+    warm_up_s: float
+    due_s: NDArray[np.float64] | None = None
+    concurrency: int = 0
+    once: bool = False
+    cpus: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one generator measured after the warm-up: answered calls and units, errors by code, and histograms.
+
+    `latency` (encoded HDR histogram, in microseconds) counts from the time a call was due in the open loop and from
+    its sending in the closed one; `lag` is by how much calls were sent late.
+    """
+
+    calls: int
+    units: int
+    errors: dict[str, int]
+    measured_s: float
+    latency: bytes
+    lag: bytes
+
+
+def poisson_arrivals(rate_per_s: float, duration_s: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """(N,) ascending arrival times in [0, duration_s) of a Poisson process, drawn in advance."""
+    expected = rate_per_s * duration_s
+    gaps = generator.exponential(1 / rate_per_s, size=int(expected + 10 * expected**0.5 + 20))
+    times = np.cumsum(gaps)
+    return times[times < duration_s]
+
+
+def histogram(encoded: Sequence[bytes] = ()) -> HdrHistogram:
+    """A histogram of 1 us to 60 s with three digits, with encoded ones added."""
+    total = HdrHistogram(1, HIGHEST_US, 3)
+    for part in encoded:
+        total.decode_and_add(part)
+    return total
+
+
+def generate(load: Load) -> Outcome:
+    """Runs one generator to its end; called in a process of its own."""
+    if load.cpus is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, load.cpus)
+    return asyncio.run(_Generator(load).run())
+
+
+class _Generator:
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._calls = self._units = self._waiting = 0
+        self._errors: Counter[str] = Counter()
+        self._latency, self._lag = histogram(), histogram()
+        self._measure_from = load.start + load.warm_up_s
+        self._last_answer = self._measure_from
+
+    async def run(self) -> Outcome:
+        load = self._load
+        async with grpc.aio.insecure_channel(load.address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), CALL_TIMEOUT_S)
+            self._methods: dict[str, Any] = {
+                name: channel.unary_unary(name) for name in {call.method for call in load.calls}
+            }
+            await asyncio.sleep(max(0.0, load.start - time.monotonic()))
+            await (self._open_loop(load.due_s) if load.due_s is not None else self._closed_loop())
+        end = self._last_answer if load.once else load.start + load.duration_s
+        return Outcome(
+            self._calls,
+            self._units,
+            dict(self._errors),
+            max(end - self._measure_from, 1e-9),
+            self._latency.encode(),
+            self._lag.encode(),
+        )
+
+    async def _open_loop(self, due_s: NDArray[np.float64]) -> None:
+        calls, tasks = self._load.calls, set[asyncio.Task[None]]()
+        for number, offset in enumerate(due_s.tolist()):
+            due = self._load.start + offset
+            wait = due - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            elif number % 32 == 0:
+                # Late: let answers in, or they would seem slower than they were.
+                await asyncio.sleep(0)
+            if self._waiting >= MAX_WAITING:
+                if due >= self._measure_from:
+                    self._errors["NOT_SENT"] += 1
+                continue
+            task = asyncio.create_task(self._send(calls[number % len(calls)], due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _closed_loop(self) -> None:
+        calls, end = self._load.calls, self._load.start + self._load.duration_s
+        next_call = 0
+
+        async def caller() -> None:
+            nonlocal next_call
+            while time.monotonic() < end and not (self._load.once and next_call >= len(calls)):
+                call = calls[next_call % len(calls)]
+                next_call += 1
+                await self._send(call, None)
+
+        await asyncio.gather(*(caller() for _ in range(self._load.concurrency)))
+
+    async def _send(self, call: PreparedCall, due: float | None) -> None:
+        sent = time.monotonic()
+        due = sent if due is None else due
+        self._waiting += 1
+        try:
+            await self._methods[call.method](call.request, timeout=CALL_TIMEOUT_S)
+            code = None
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+        self._waiting -= 1
+        now = time.monotonic()
+        if due < self._measure_from:
+            return
+        if code is not None:
+            self._errors[code] += 1
+            return
+        self._last_answer = now
+        if not self._load.once and self._load.due_s is None and now > self._load.start + self._load.duration_s:
+            return
+        self._calls += 1
+        self._units += call.units
+        self._latency.record_value(min(HIGHEST_US, max(1, int((now - due) * 1e6))))
+        self._lag.record_value(min(HIGHEST_US, max(1, int((sent - due) * 1e6))))

@@ -1,0 +1,329 @@
+"""`heliotrope bench load`: how much a server takes, how fast it answers meanwhile, and how right the answers are.
+
+Cases: what an empty gRPC handler reaches on the same core, and Recommend beside it (closed loop, in turns);
+BatchRecommend; RecordEvents in large batches; a mix of Recommend and RecordEvents at a fixed rate or at rising rates
+(open loop, Poisson arrivals); and recall@10.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import psutil
+from heliotrope import Client
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+
+from heliotrope_bench.empty_server import EmptyServer
+from heliotrope_bench.errors import ServerLostError
+from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals
+from heliotrope_bench.job import Server
+from heliotrope_bench.load_data import Population, mixed
+from heliotrope_bench.recall import SnapshotArrays, served_recall
+from heliotrope_bench.report import print_table, write_report
+
+RECALL_USERS = 200
+SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Offered rates of the sweep, as shares of what the closed loop reached."""
+
+COLUMNS = {
+    "case": "",
+    "rate_per_s": ",.0f",
+    "of_ceiling": ".0%",
+    "p50_ms": ",.2f",
+    "p99_ms": ",.2f",
+    "p99_9_ms": ",.2f",
+    "recall@10": ".4f",
+    "server_cpu": ".0%",
+    "errors": "d",
+}
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class LoadOptions(BaseSettings):
+    """Loads a server over gRPC and measures rate, latency, errors and recall."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, cli_prog_name="heliotrope bench load", cli_kebab_case=True, cli_hide_none_type=True
+    )
+
+    target: str | None = Field(None, description="HOST:PORT of a running server; or give --snapshots")
+    snapshots: Path | None = Field(None, description="snapshot store: starts a server of its own")
+    shards: Annotated[int, Field(ge=1, le=64)] = Field(1, description="shards of the own server")
+    server_cpus: str = Field("0", description="cores of the own server, such as 0 or 0,1; empty: any")
+    load_cpus: str = Field("", description="cores of the generators; empty: all that the server does not have")
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(1, description="generator processes")
+    rate: Positive | None = Field(
+        None, description="calls per second of the open loop; without it a sweep finds the highest that holds"
+    )
+    p99_ms: Positive = Field(20.0, description="latency that 99 % of the calls must keep in the sweep")
+    duration_s: Positive = Field(8.0, description="seconds that each case is measured")
+    warm_up_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds before, not measured")
+    rounds: Annotated[int, Field(ge=1)] = Field(3, description="turns of ceiling and Recommend")
+    concurrency: Annotated[int, Field(ge=1)] = Field(64, description="callers of the closed loop")
+    count: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="items per recommendation")
+    users: Annotated[int, Field(ge=1)] = Field(2_000, description="synthetic users")
+    events_per_user: Annotated[int, Field(ge=1)] = Field(20, description="events of each user before the load")
+    record_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="share of RecordEvents among the calls of the open loop"
+    )
+    record_batch: Annotated[int, Field(ge=1, le=1_000)] = Field(5, description="events in each of those calls")
+    intake_events: Annotated[int, Field(ge=0)] = Field(100_000, description="events of the intake case")
+    seed: int = Field(0, description="seed of users, events and arrivals")
+    out: Path | None = Field(None, description="file for the raw results, as JSON")
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if (self.target is None) == (self.snapshots is None):
+            raise ValueError("give either --target HOST:PORT or --snapshots STORE")
+        return self
+
+
+def run(options: LoadOptions, arguments: Sequence[str], console: Console) -> None:
+    """Runs all cases; raises a BenchError when the server fails."""
+    with _under_test(options) as server:
+        bench = LoadBench(options, server, console)
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            rows = bench.run(pool)
+    if options.out:
+        settings = {**options.model_dump(mode="json"), "snapshot": server.snapshot, "items": bench.item_count}
+        write_report(options.out, command=["bench", "load", *arguments], settings=settings, results=rows)
+    print_table(console, f"{bench.item_count:,} items, {options.shards} shard(s)", rows, COLUMNS)
+
+
+@dataclass(frozen=True)
+class UnderTest:
+    """The server that is loaded; `pid` and `cpus` are known when it is our own."""
+
+    address: str
+    snapshot: str
+    pid: int | None = None
+    cpus: tuple[int, ...] | None = None
+
+
+@contextmanager
+def _under_test(options: LoadOptions) -> Iterator[UnderTest]:
+    if options.target:
+        with Client(options.target) as client:
+            status = client.serving_status()
+        yield UnderTest(options.target, status.shards[0].snapshot_version)
+        return
+    cpus = parse_cpus(options.server_cpus)
+    with tempfile.TemporaryDirectory(prefix="heliotrope-load-") as folder:
+        flags = ["--snapshots", str(options.snapshots), "--data", f"{folder}/data", "--port", "0"]
+        flags += ["--shards", str(options.shards)]
+        with Server(flags, log=Path(folder, "serve.log"), cpus=cpus) as server:
+            yield UnderTest(server.address, server.snapshot, server.pid, cpus)
+
+
+def parse_cpus(text: str) -> tuple[int, ...] | None:
+    """`0,2` as numbers; None for an empty text or on a system that can't pin."""
+    if not text or not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = tuple(int(part) for part in text.split(","))
+    if not set(cpus) <= os.sched_getaffinity(0):
+        raise ValueError(f"this process may run on cores {sorted(os.sched_getaffinity(0))}, not on {text}")
+    return cpus
+
+
+class LoadBench:
+    """The cases against one server."""
+
+    def __init__(self, options: LoadOptions, server: UnderTest, console: Console) -> None:
+        self._options = options
+        self._server = server
+        self._console = console
+        self._load_cpus = parse_cpus(options.load_cpus)
+        if self._load_cpus is None and server.cpus is not None:
+            self._load_cpus = tuple(sorted(os.sched_getaffinity(0) - set(server.cpus))) or None
+        with Client(server.address, timeout_s=60.0) as client:
+            item_ids = [item.item_id for item in client.list_items()]
+        self.item_count = len(item_ids)
+        self._population = Population(item_ids, options.users, options.seed)
+
+    def run(self, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+        """All rows, in the order of the table."""
+        options, population = self._options, self._population
+        self._say("recording the history of the users")
+        seen = self._record_history()
+        recommend = population.recommend_calls(options.count)
+        self._say("Recommend and the empty handler, in turns")
+        ceiling, served = self._in_turns(pool, recommend)
+        rows = [ceiling, served] if ceiling else [served]
+        if options.snapshots is not None:
+            self._say("recall")
+            arrays = SnapshotArrays.read(options.snapshots, self._server.snapshot)
+            users = population.user_ids()[:RECALL_USERS]
+            served["recall@10"] = asyncio.run(
+                served_recall(self._server.address, arrays, users, {user: seen[user] for user in users})
+            )
+        self._say("BatchRecommend")
+        batch = self._closed(
+            "BatchRecommend, 256 users a call", pool, population.batch_recommend_calls(options.count), 4
+        )
+        rows.append(batch)
+        self._say("open loop")
+        rows += self._open_loop(pool, recommend, served["rate_per_s"])
+        if options.intake_events:
+            self._say("event intake")
+            calls = population.record_calls(
+                number=max(1, options.intake_events // 1_000), events_per_call=1_000, salt=f"intake-{time.time_ns()}"
+            )
+            rows.append(self._closed("RecordEvents, 1,000 events a call, durable", pool, calls, 8, once=True))
+        return rows
+
+    def _record_history(self) -> dict[str, set[str]]:
+        """Records the past of all users; returns what each has seen."""
+        events = list(self._population.history(self._options.events_per_user))
+        with Client(self._server.address, timeout_s=60.0) as client:
+            for start in range(0, len(events), 1_000):
+                receipt = client.record_events(events[start : start + 1_000])
+                for result in receipt.rejected:
+                    raise ServerLostError(f"the server refused {result.event_id}: {result.error.message}")
+        seen: dict[str, set[str]] = {}
+        for event in events:
+            seen.setdefault(event.user_id, set()).add(event.item_id)
+        return seen
+
+    def _in_turns(
+        self, pool: ProcessPoolExecutor, calls: Sequence[PreparedCall]
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Recommend in a closed loop; with a server of our own, in turns with an empty handler on the same cores."""
+        case, concurrency = f"Recommend({self._options.count}), closed loop", self._options.concurrency
+        if self._server.cpus is None:
+            return None, self._closed(case, pool, calls, concurrency)
+        ceilings, served = [], []
+        for _ in range(self._options.rounds):
+            with EmptyServer(self._server.cpus) as empty:
+                target = UnderTest(empty.address, "", empty.pid)
+                ceilings.append(self._closed("empty handler, closed loop", pool, calls, concurrency, target=target))
+            served.append(self._closed(case, pool, calls, concurrency))
+        ceiling, ours = _median_row(ceilings), _median_row(served)
+        ours["of_ceiling"] = ours["rate_per_s"] / ceiling["rate_per_s"]
+        ours["ceiling_per_s"] = ceiling["rate_per_s"]
+        return ceiling, ours
+
+    def _open_loop(
+        self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall], reached: float
+    ) -> list[dict[str, Any]]:
+        """One row at the fixed rate, or one for each rate of the sweep up to the first that does not hold."""
+        options, rows = self._options, []
+        for rate in [options.rate] if options.rate else [share * reached for share in SWEEP]:
+            row = self._open_case(pool, recommend, rate)
+            row["holds_bound"] = row["p99_ms"] <= options.p99_ms and not row["errors"]
+            rows.append(row)
+            if not row["holds_bound"]:
+                break
+        return rows
+
+    def _open_case(self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall], rate: float) -> dict[str, Any]:
+        options = self._options
+        length, share = options.warm_up_s + options.duration_s, rate / options.processes
+        plans = []
+        for process in range(options.processes):
+            generator = np.random.default_rng([options.seed, process, int(rate)])
+            due = poisson_arrivals(share, length, generator)
+            record = (
+                self._population.record_calls(
+                    number=len(due), events_per_call=options.record_batch, salt=f"{time.time_ns()}-{process}"
+                )
+                if options.record_share
+                else []
+            )
+            plans.append((due, mixed(recommend, record, len(due), options.record_share, options.seed + process)))
+        kind = f"mix, {options.record_share:.0%} RecordEvents({options.record_batch})"
+        loads = [replace(self._plan(calls, length), due_s=due, warm_up_s=options.warm_up_s) for due, calls in plans]
+        row = self._measure(f"{kind}, open loop at {rate:,.0f}/s", pool, loads)
+        return {**row, "offered_per_s": rate}
+
+    def _closed(
+        self,
+        case: str,
+        pool: ProcessPoolExecutor,
+        calls: Sequence[PreparedCall],
+        concurrency: int,
+        *,
+        once: bool = False,
+        target: UnderTest | None = None,
+    ) -> dict[str, Any]:
+        """`concurrency` callers over all processes; `once`: every call is sent once and none is warm-up."""
+        options = self._options
+        warm_up = 0.0 if once else options.warm_up_s
+        length = 600.0 if once else warm_up + options.duration_s
+        loads = []
+        for process in range(options.processes):
+            plan = self._plan(calls[process :: options.processes] if once else calls, length, target)
+            share = max(1, concurrency // options.processes)
+            loads.append(replace(plan, concurrency=share, warm_up_s=warm_up, once=once))
+        return self._measure(case, pool, loads, target)
+
+    def _plan(self, calls: Sequence[PreparedCall], length: float, target: UnderTest | None = None) -> Load:
+        address = (target or self._server).address
+        return Load(address, calls, 0.0, length, 0.0, cpus=self._load_cpus)
+
+    def _measure(
+        self, case: str, pool: ProcessPoolExecutor, loads: Sequence[Load], target: UnderTest | None = None
+    ) -> dict[str, Any]:
+        start = time.monotonic() + 1.0
+        used = _cpu_seconds((target or self._server).pid)
+        futures = [pool.submit(generate, replace(load, start=start)) for load in loads]
+        outcomes = [future.result() for future in futures]
+        cpu = None
+        if used is not None:
+            now = _cpu_seconds((target or self._server).pid)
+            elapsed = loads[0].warm_up_s + outcomes[0].measured_s
+            cpu = (now - used) / elapsed if now is not None else None
+        return {"case": case, **summarise(outcomes), "server_cpu": cpu}
+
+    def _say(self, what: str) -> None:
+        self._console.print(f"{what} ...", style="dim")
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures of one case from those of its generators."""
+    latency = histogram([outcome.latency for outcome in outcomes])
+    lag = histogram([outcome.lag for outcome in outcomes])
+    errors: Counter[str] = Counter()
+    for outcome in outcomes:
+        errors.update(outcome.errors)
+    return {
+        "rate_per_s": sum(outcome.units / outcome.measured_s for outcome in outcomes),
+        "calls_per_s": sum(outcome.calls / outcome.measured_s for outcome in outcomes),
+        **{
+            f"p{name}_ms": latency.get_value_at_percentile(percentile) / 1e3
+            for name, percentile in (("50", 50), ("95", 95), ("99", 99), ("99_9", 99.9))
+        },
+        "max_ms": latency.get_max_value() / 1e3,
+        "send_lag_p99_ms": lag.get_value_at_percentile(99) / 1e3,
+        "errors": sum(errors.values()),
+        "errors_by_code": dict(errors),
+    }
+
+
+def _median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the median rate, with the rates of all rounds."""
+    ordered = sorted(rows, key=lambda row: float(row["rate_per_s"]))
+    middle = dict(ordered[len(ordered) // 2])
+    middle["rounds_per_s"] = [row["rate_per_s"] for row in rows]
+    return middle
+
+
+def _cpu_seconds(pid: int | None) -> float | None:
+    """CPU time that a process and its children have used; None when it is not ours to see."""
+    if pid is None:
+        return None
+    process = psutil.Process(pid)
+    times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+    return sum(float(time.user + time.system) for time in times)

@@ -1,0 +1,109 @@
+"""The users and events of a load test: synthetic, seeded, over the items of the snapshot that is served."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from heliotrope import Event
+from heliotrope.v1.event_pb2 import RecordEventsRequest
+from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest
+from numpy.typing import NDArray
+
+from heliotrope_bench.generator import PreparedCall
+
+RECOMMEND = "/heliotrope.v1.RecommendationService/Recommend"
+BATCH_RECOMMEND = "/heliotrope.v1.RecommendationService/BatchRecommend"
+RECORD_EVENTS = "/heliotrope.v1.EventService/RecordEvents"
+TYPES = ("view", "click", "favorite", "purchase")
+PAST_S = 3 * 86_400.0
+"""Events are spread over this many seconds before now, well inside of the default event window."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Users who take items by Zipf's law: the item of popularity rank r with weight r^-0.8, ranks drawn by the seed."""
+
+    item_ids: Sequence[str]
+    users: int
+    seed: int
+
+    def user_ids(self) -> list[str]:
+        return [f"load-{self.seed}-{number}" for number in range(self.users)]
+
+    def history(self, events_per_user: int) -> Iterator[Event]:
+        """`events_per_user` events of each user, spread over the past."""
+        generator = np.random.default_rng(self.seed)
+        items = self._draw(self.users * events_per_user, generator)
+        ages = generator.uniform(0, PAST_S, len(items))
+        kinds = generator.integers(len(TYPES), size=len(items))
+        now = time.time()
+        users = self.user_ids()
+        for number, item in enumerate(items.tolist()):
+            user = users[number % self.users]
+            yield Event(
+                user,
+                self.item_ids[item],
+                TYPES[kinds[number]],  # type: ignore[arg-type]
+                time=now - float(ages[number]),
+                event_id=f"history-{number}",
+            )
+
+    def recommend_calls(self, count: int, *, number: int = 4_096) -> list[PreparedCall]:
+        """Recommend(count) for users drawn at random."""
+        users = self.user_ids()
+        chosen = np.random.default_rng(self.seed + 1).integers(len(users), size=number).tolist()
+        return [
+            PreparedCall(RECOMMEND, RecommendRequest(user_id=users[one], count=count).SerializeToString())
+            for one in chosen
+        ]
+
+    def batch_recommend_calls(self, count: int, *, number: int = 16, users_per_call: int = 256) -> list[PreparedCall]:
+        """BatchRecommend for 256 users a call; the unit is an answered user."""
+        users = self.user_ids()
+        generator = np.random.default_rng(self.seed + 2)
+        calls = []
+        for _ in range(number):
+            chosen = generator.integers(len(users), size=users_per_call).tolist()
+            batch = BatchRecommendRequest(
+                requests=[RecommendRequest(user_id=users[one], count=count) for one in chosen]
+            )
+            calls.append(PreparedCall(BATCH_RECOMMEND, batch.SerializeToString(), users_per_call))
+        return calls
+
+    def record_calls(self, *, number: int, events_per_call: int, salt: str) -> list[PreparedCall]:
+        """RecordEvents of new events that happen now; `salt` makes their ids new. The unit is an event."""
+        generator = np.random.default_rng(self.seed + 3)
+        items = self._draw(number * events_per_call, generator)
+        chosen = generator.integers(self.users, size=len(items))
+        users = self.user_ids()
+        calls = []
+        for start in range(0, len(items), events_per_call):
+            request = RecordEventsRequest(
+                events=[
+                    Event(
+                        users[chosen[place]], self.item_ids[items[place]], "click", event_id=f"{salt}-{place}"
+                    ).to_proto()
+                    for place in range(start, start + events_per_call)
+                ]
+            )
+            calls.append(PreparedCall(RECORD_EVENTS, request.SerializeToString(), events_per_call))
+        return calls
+
+    def _draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        ranks = np.random.default_rng(self.seed).permutation(len(self.item_ids))
+        weights = np.cumsum(np.arange(1, len(ranks) + 1, dtype=np.float64) ** -0.8)
+        drawn: NDArray[np.int64] = ranks[np.searchsorted(weights, generator.random(count) * weights[-1])]
+        return drawn
+
+
+def mixed(
+    recommend: Sequence[PreparedCall], record: Sequence[PreparedCall], count: int, record_share: float, seed: int
+) -> list[PreparedCall]:
+    """`count` calls of which a share drawn at random records events; each record call is used once."""
+    is_record = np.random.default_rng(seed).random(count) < record_share
+    fresh = iter(record)
+    return [
+        next(fresh) if recording else recommend[number % len(recommend)]
+        for number, recording in enumerate(is_record.tolist())
+    ]

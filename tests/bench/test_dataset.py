@@ -1,0 +1,63 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heliotrope_bench.dataset import NAMES, data_folder, load, natural_title, recbole_file
+from heliotrope_bench.errors import DatasetError
+
+SIZES = {
+    "movielens-small": (9_742, 100_836, 610),
+    "movielens-100k": (1_682, 100_000, 943),
+    "movietweetings-100k": (10_506, 100_000, 16_554),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_real_data_sets_are_read_whole(name: str) -> None:
+    if not data_folder().is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"the data sets must be at {data_folder()}")
+        pytest.skip(f"no data sets at {data_folder()}")
+    data = load(name)
+    items, ratings, users = SIZES[name]
+    assert (len(data.items), len(data)) == (items, ratings)
+    assert len(data.user_ids) == users and data.skipped == 0
+    assert (np.diff(data.time) >= 0).all()
+
+
+def test_movielens_100k_comes_with_the_wheel_alone(tmp_path: Path) -> None:
+    data = load("movielens-100k", tmp_path)
+    assert (len(data.items), len(data)) == (1_682, 100_000)
+    assert "The Empire Strikes Back (1980)" in {item.title for item in data.items}
+    assert all(item.title and item.item_id for item in data.items)
+
+
+def test_small_files_of_both_forms(tmp_path: Path) -> None:
+    folder = tmp_path / "movietweetings"
+    folder.mkdir()
+    (folder / "100K-movies.dat").write_text("01::Une vie (2016)::Drama|History\n02::No genre (2000)::\n")
+    (folder / "100K-ratings.dat").write_text("1::02::9::50\n2::01::6::10\n1::99::5::30\n1::01::7::10\n")
+    data = load("movietweetings-100k", tmp_path)
+    assert [item.categories for item in data.items] == [("Drama", "History"), ()]
+    assert data.skipped == 1
+    assert data.time.tolist() == [10, 10, 50]
+    assert [data.user_ids[user] for user in data.user] == ["2", "1", "1"]
+    assert data.positive.tolist() == [False, True, True]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="HELIOTROPE_DATA"):
+        load("movielens-small", tmp_path)
+    with pytest.raises(DatasetError, match="movielens-100k"):
+        load("netflix", tmp_path)
+    with pytest.raises(DatasetError, match=r"recbole carries no ml\.zip"):
+        recbole_file("ml.zip")
+
+
+@pytest.mark.parametrize(
+    ("title", "natural"),
+    [("Piano, The", "The Piano"), ("Clockwork Orange, A", "A Clockwork Orange"), ("Seven", "Seven")],
+)
+def test_titles_are_written_as_spoken(title: str, natural: str) -> None:
+    assert natural_title(title) == natural
