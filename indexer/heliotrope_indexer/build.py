@@ -187,8 +187,7 @@ def _embed(
         return cache.embed([item.text for item in items], encoder, progress=advance)
 
 
-def _learn(request: BuildRequest, text: NDArray[np.float32], events: EventTable, norm_power: float) ->
-ItemVectors:
+def _learn(request: BuildRequest, text: NDArray[np.float32], events: EventTable, norm_power: float) -> ItemVectors:
     has_events = len(events) > 0
     whole = request.collaborative_dimension + request.text_dimension
     # Without events the text has all dimensions to itself.
@@ -203,8 +202,7 @@ ItemVectors:
     )
 
 
-def _validate(request: BuildRequest, text: NDArray[np.float32], events: EventTable, steps: Steps) -> Tuned |
-None:
+def _validate(request: BuildRequest, text: NDArray[np.float32], events: EventTable, steps: Steps) -> Tuned | None:
     """Tunes on, or at least measures and calibrates with, each user's last positive event; None without
     any.
     """
@@ -226,8 +224,7 @@ None:
         return tuner.search(Recipe(), progress=advance)
 
 
-def _learner(request: BuildRequest, text: NDArray[np.float32], events: EventTable) -> Callable[[float],
-ItemVectors]:
+def _learner(request: BuildRequest, text: NDArray[np.float32], events: EventTable) -> Callable[[float], ItemVectors]:
     return lambda norm_power: _learn(request, text, events, norm_power)
 
 

@@ -56,28 +56,26 @@ class BuildSettings(BaseSettings):
     )
 
     model: Annotated[Path, Field(description="model folder written by `heliotrope export`")]
-    catalogue: Annotated[Path, Field(description="the items: id, title, and optionally description,
-    categories")] events: Annotated[
+    catalogue: Annotated[Path, Field(description="the items: id, title, and optionally description, categories")]
+    events: Annotated[
         list[Path],
         Field(
-            description="events: user_id, item_id, timestamp and any of type, value, rating, event_id; or
-            the log " "user_id,item_id,timestamp,label (label 1: click, 0: dislike, other: stars). Repeatable",
+            description="events: user_id, item_id, timestamp and any of type, value, rating, event_id; "
+            "or the log user_id,item_id,timestamp,label (label 1: click, 0: dislike, other: stars). Repeatable",
         ),
     ] = []
-    out: Annotated[str, Field(description="snapshot store: a folder or an fsspec URL such as
-    s3://bucket/store")] columns: Annotated[
+    out: Annotated[str, Field(description="snapshot store: a folder or an fsspec URL such as s3://bucket/store")]
+    columns: Annotated[
         str,
         Field(
-            description="catalogue columns, ours=theirs: item_id, title, description, categories; `+` joins
-            several, " "numbers count from 0 in a file without a header. Example:
-            item_id=movieId,title=title,categories=genres"
+            description="catalogue columns, ours=theirs: item_id, title, description, categories; `+` joins several, "
+            "numbers count from 0 in a file without a header. Example: item_id=movieId,title=title,categories=genres"
         ),
     ] = ""
     event_columns: Annotated[
         str,
         Field(
-            description="event columns, ours=theirs: user_id, item_id, timestamp, type, value, rating,
-            label, event_id"
+            description="event columns, ours=theirs: user_id, item_id, timestamp, type, value, rating, label, event_id"
         ),
     ] = ""
     delimiter: Annotated[str | None, Field(description="delimiter of the catalogue; guessed when not given")] = None
@@ -86,18 +84,15 @@ class BuildSettings(BaseSettings):
         str | None, Field(description="model variant: fp32, fp16 or int8; best available by default")
     ] = None
     dimension: Annotated[
-        int | None, Field(ge=2, le=1024, description="dimensions of an item vector; default 191, or 127
-        without events")
+        int | None, Field(ge=2, le=1024, description="dimensions of an item vector; default 191, or 127 without events")
     ] = None
     tune: Annotated[bool, Field(description="choose the parameters on held-out events (seconds to a minute)")] = False
     positive_rating: Annotated[
-        float | None, Field(gt=0, description="stars that count as liked in tuning; default 4/5 of the
-        highest rating")
+        float | None, Field(gt=0, description="stars that count as liked in tuning; default 4/5 of the highest rating")
     ] = None
     exact_index: Annotated[bool, Field(description="no approximate index, however large the catalogue is")] = False
     cache: Annotated[
-        Path | None, Field(description="embedding cache; default OUT/embeddings, or ~/.cache/heliotrope for
-        a URL")
+        Path | None, Field(description="embedding cache; default OUT/embeddings, or ~/.cache/heliotrope for a URL")
     ] = None
     seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
     threads: Annotated[int, Field(ge=1, le=256, description="threads of the numeric libraries")] = 2

@@ -86,8 +86,8 @@ def read_events(sources: Sequence[Source], item_rows: Mapping[str, int], rejects
                 continue
             key = (user_id, event_id) if event_id else (user_id, item_row, kind, value, time)
             if key in seen:
-                rejects.add(source.path, row.line, "duplicate_event", "the same event came before",
-                dict(row.values)) continue
+                rejects.add(source.path, row.line, "duplicate_event", "the same event came before", dict(row.values))
+                continue
             seen.add(key)
             columns.append((users.setdefault(user_id, len(users)), item_row, kind, value, time))
     table = np.array(columns, dtype=np.float64).reshape(-1, 5)

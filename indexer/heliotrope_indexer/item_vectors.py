@@ -49,8 +49,7 @@ class ItemVectors:
         """The same vectors with each block multiplied by a factor."""
         factors = np.full(self.vectors.shape[1], text, dtype=np.float32)
         factors[: self.collaborative] = collaborative
-        return ItemVectors(self.vectors * factors, self.projection * factors[:, None], self.collaborative,
-        self.counts)
+        return ItemVectors(self.vectors * factors, self.projection * factors[:, None], self.collaborative, self.counts)
 
 
 def learn_item_vectors(
@@ -107,8 +106,7 @@ def item_counts(events: EventTable, n: int) -> NDArray[np.float64]:
     return np.bincount(events.row[_not_negative(events)], minlength=n).astype(np.float64)
 
 
-def als_item_factors(events: EventTable, n: int, dimension: int, *, seed: int, threads: int) ->
-NDArray[np.float32]:
+def als_item_factors(events: EventTable, n: int, dimension: int, *, seed: int, threads: int) -> NDArray[np.float32]:
     """ALS item factors (n, dimension) for implicit feedback; every event of a non-negative type counts alike.
 
     Ratings count whatever their stars: that somebody watched a film says more than how much they liked it
@@ -135,8 +133,7 @@ NDArray[np.float32]:
     return factors
 
 
-def ridge_map(features: NDArray[np.float32], targets: NDArray[np.float32], strength: float) ->
-NDArray[np.float32]:
+def ridge_map(features: NDArray[np.float32], targets: NDArray[np.float32], strength: float) -> NDArray[np.float32]:
     """W (d, D) that minimises `sum |W f_i - y_i|^2 + strength |W|^2` for features (n, D) and targets (n,
     d).
     """

@@ -102,8 +102,7 @@ class Tuned:
 class Tuner:
     """Scores recipes on one replay; parts of the score are remembered between trials."""
 
-    def __init__(self, replay: Replay, learn: Callable[[float], ItemVectors], *, highest_rating: float) ->
-    None:
+    def __init__(self, replay: Replay, learn: Callable[[float], ItemVectors], *, highest_rating: float) -> None:
         """`learn(norm_power)` returns item vectors fitted without the held-out events."""
         self._replay = replay
         self._learn = learn
@@ -120,8 +119,7 @@ class Tuner:
                     candidate = replace(best, **{name: value})
                     found = self.quality(candidate)
                     trials += 1
-                    if (found.ndcg_at_10, found.hit_rate_at_10) > (quality.ndcg_at_10,
-                    quality.hit_rate_at_10):
+                    if (found.ndcg_at_10, found.hit_rate_at_10) > (quality.ndcg_at_10, quality.hit_rate_at_10):
                         best, quality = candidate, found
                 if progress:
                     progress(1)
@@ -131,8 +129,7 @@ class Tuner:
         """Calibrates a recipe and turns it into parameters."""
         scores = self._scores(recipe)
         calibration = calibrate(scores, self._replay.target_row)
-        return Tuned(recipe, self._scoring(recipe, calibration), self._replay.quality(scores), calibration,
-        trials)
+        return Tuned(recipe, self._scoring(recipe, calibration), self._replay.quality(scores), calibration, trials)
 
     def quality(self, recipe: Recipe) -> Quality:
         """HR@10 and NDCG@10 of a recipe on the validation part."""
