@@ -34,7 +34,8 @@ def load_torch_model(model: LocalModel) -> tuple[Any, Any]:
             encoder, loading = AutoModel.from_pretrained(
                 model.folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizers: Any = AutoTokenizer  # its method has no types
+            tokenizer = tokenizers.from_pretrained(
                 model.folder, local_files_only=True, trust_remote_code=False, use_fast=True
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
