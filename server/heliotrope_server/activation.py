@@ -30,6 +30,8 @@ class Activation:
 
     def commit(self, version: str) -> float:
         """Swaps to the prepared snapshot; returns the relative error of the map for folded sums."""
+        if self._prepared is None and self._engine.catalogue.version == version:
+            return 0.0  # restarted between the two phases: CURRENT named this version already
         if self._prepared is None or self._prepared[0].version != version:
             raise SnapshotUnusableError(
                 "SNAPSHOT_NOT_PREPARED",

@@ -20,7 +20,7 @@ Handler = Any  # a grpc.RpcMethodHandler, of any request and response
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Maps RequestError to its status, the status of a peer to itself, and anything else to INTERNAL with an id."""
+    """Maps RequestError to its status, and anything else to INTERNAL with an id that the log explains."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Handler | None] = {}
@@ -78,8 +78,6 @@ async def _abort(context: Any, error: Exception) -> None:
         raise error
     if isinstance(error, RequestError):
         await context.abort_with_status(rpc_status.to_status(status_of(error)))
-    elif isinstance(error, grpc.aio.AioRpcError):
-        await context.abort(error.code(), error.details() or "", error.trailing_metadata() or ())
     else:
         error_id = uuid.uuid4().hex
         logger.exception("unexpected error %s", error_id, exc_info=error)

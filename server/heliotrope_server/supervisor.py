@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from heliotrope_server.layout import lock_data, open_layout
 from heliotrope_server.settings import ServerSettings
 from heliotrope_server.shard import READY, ShardSettings
 
-# A shard that dies this often within this time is not worth another try.
-MAX_DEATHS = 5
-DEATH_WINDOW_S = 60.0
+# A shard that was ready once is started again however often it dies; one that can't become ready this often in a row
+# takes the server down, since something is wrong that another try won't mend.
+MAX_FAILED_STARTS = 5
+RESTART_DELAY_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,6 @@ class Supervisor:
             raise StartError(f"shard {plan.index} could not start (exit code {code}); its message is above")
 
     async def _keep_running(self, plans: list[ShardSettings]) -> None:
-        deaths: list[float] = []
         stopping = asyncio.create_task(self._stopping.wait())
         waits = {asyncio.create_task(self._processes[plan.index].wait()): plan for plan in plans}
         while True:
@@ -129,15 +128,24 @@ class Supervisor:
                 return
             for task in done:
                 plan = waits.pop(task)
-                now_s = time.monotonic()
-                deaths = [each for each in deaths if now_s - each < DEATH_WINDOW_S] + [now_s]
                 code = self._processes[plan.index].returncode
                 logger.error("shard %d ended unexpectedly (exit code %s)", plan.index, code)
-                if len(deaths) > MAX_DEATHS * len(plans):
-                    raise StartError(f"shards died {len(deaths)} times within {DEATH_WINDOW_S:.0f} s; giving up")
-                await self._start(plan)
-                logger.info("shard %d is back", plan.index)
+                await self._restart(plan)
                 waits[asyncio.create_task(self._processes[plan.index].wait())] = plan
+
+    async def _restart(self, plan: ShardSettings) -> None:
+        for failed in range(1, MAX_FAILED_STARTS + 1):
+            await asyncio.sleep(RESTART_DELAY_S)
+            if self._stopping.is_set():
+                return
+            try:
+                await self._start(plan)
+            except StartError:
+                if failed == MAX_FAILED_STARTS:
+                    raise
+            else:
+                logger.info("shard %d is back", plan.index)
+                return
 
     async def _stop(self) -> None:
         """Asks every shard to drain; one that does not within the drain time and a little more is killed."""

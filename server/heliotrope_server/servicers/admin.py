@@ -17,7 +17,7 @@ from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.peers import Peers
-from heliotrope_server.servicers.routing import remaining_s
+from heliotrope_server.servicers.routing import passed_on, remaining_s
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 STATUS_TIMEOUT_S = 2.0
@@ -90,7 +90,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         await self._activation.prepare(version)
         await asyncio.gather(
             *(
-                peer.internal.PrepareSnapshot(prepare, timeout=timeout_s, wait_for_ready=True)
+                passed_on(peer, peer.internal.PrepareSnapshot(prepare, timeout=timeout_s, wait_for_ready=True))
                 for peer in self._peers.others
             )
         )
@@ -100,7 +100,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         error = self._activation.commit(version)
         committed = await asyncio.gather(
             *(
-                peer.internal.CommitSnapshot(commit, timeout=timeout_s, wait_for_ready=True)
+                passed_on(peer, peer.internal.CommitSnapshot(commit, timeout=timeout_s, wait_for_ready=True))
                 for peer in self._peers.others
             )
         )

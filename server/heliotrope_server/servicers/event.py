@@ -18,7 +18,7 @@ from heliotrope_server.errors import (
 from heliotrope_server.event import UserEvent, admit
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
-from heliotrope_server.servicers.routing import UNREACHABLE, Router, remaining_s, unreachable
+from heliotrope_server.servicers.routing import UNREACHABLE, Router, relayed, remaining_s
 from heliotrope_server.version_token import merge_tokens
 
 MAX_BATCH = 1000
@@ -137,10 +137,10 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         )
         try:
             answered = await peer.events.RecordEvents(part, timeout=timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError as error:
             # The events of other shards may be recorded: each is told apart, and sending all again is safe.
             for place in places:
-                results[place] = _rejected(request.events[place].event_id, unreachable(peer))
+                results[place] = _rejected(request.events[place].event_id, relayed(peer, error))
             return ""
         for place, result in zip(places, answered.results, strict=True):
             results[place] = result

@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from heliotrope.v1 import event_pb2, profile_pb2_grpc
 from heliotrope.v1 import profile_pb2 as pb
 
 from heliotrope_server.engine import Engine
 from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.profile import Profile
-from heliotrope_server.servicers.routing import Router, passed_on, remaining_s
+from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
 
 class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
@@ -52,8 +53,12 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            async for part in owner.profiles.ExportProfile(request, timeout=remaining_s(context), wait_for_ready=True):
-                yield part
+            call = owner.profiles.ExportProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+            try:
+                async for part in call:
+                    yield part
+            except grpc.aio.AioRpcError as error:
+                raise relayed(owner, error) from error
             return
         profile = self._engine.profile(request.user_id)
         events = sorted(profile.events.values(), key=lambda event: (event.time_us, event.event_id))

@@ -11,7 +11,7 @@ from heliotrope.v1 import recommendation_pb2_grpc
 
 from heliotrope_server.engine import Answer, Engine, Question
 from heliotrope_server.errors import InvalidArgumentError, RequestError
-from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
+from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
 MAX_BATCH = 256
 
@@ -88,9 +88,9 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         part = pb.BatchRecommendRequest(requests=[request.requests[place] for place in places])
         try:
             answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError as error:
             for place in places:
-                results[place] = pb.BatchRecommendResult(error=error_message(unreachable(peer)))
+                results[place] = pb.BatchRecommendResult(error=error_message(relayed(peer, error)))
             return
         for place, result in zip(places, answered.results, strict=True):
             results[place] = result

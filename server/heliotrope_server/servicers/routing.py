@@ -4,14 +4,17 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
-from heliotrope_server.errors import ShardUnreachableError
+from heliotrope_server.errors import DeadlinePassedError, OverloadedError, RequestError, ShardUnreachableError
 from heliotrope_server.peers import Peer, Peers
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 10.0
 UNREACHABLE = "SHARD_UNREACHABLE"
+RETRY_AFTER_S = 0.05
 
 
 class Router:
@@ -36,13 +39,11 @@ def remaining_s(context: Any) -> float:
 
 
 async def passed_on(peer: Peer, call: Awaitable[T]) -> T:
-    """Awaits a call to a peer. Its refusals pass through; when it does not answer, says which shard it was."""
+    """Awaits a call to a peer. Its refusals are raised as they were there; its silence names it."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAVAILABLE and not has_details(error):
-            raise unreachable(peer) from error
-        raise
+        raise relayed(peer, error) from error
 
 
 def unreachable(peer: Peer) -> ShardUnreachableError:
@@ -53,6 +54,16 @@ def unreachable(peer: Peer) -> ShardUnreachableError:
     )
 
 
-def has_details(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the peer itself refused (with ErrorInfo), as opposed to the transport."""
-    return any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
+def relayed(peer: Peer, error: grpc.aio.AioRpcError) -> RequestError:
+    """The refusal of a peer as the error that it was, or what its silence means."""
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    if status is None or not any(detail.Unpack(info) for detail in status.details):
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlinePassedError("DEADLINE_PASSED", f"shard {peer.index} did not answer in time")
+        return unreachable(peer)
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadedError(status.message, retry_after_s=RETRY_AFTER_S, **info.metadata)
+    refusal = RequestError(info.reason, status.message, **info.metadata)
+    refusal.code = error.code().name
+    return refusal
