@@ -185,6 +185,7 @@ def _trained(rows: NDArray[np.float32], lists: int, codes: int) -> faiss.Index:
     index.by_residual = True
     index.cp.spherical = True
     index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
     index.cp.max_points_per_centroid = 64
     index.cp.seed = 1234
     # The index owns the quantiser in C++ and lets go of it there.

@@ -95,7 +95,7 @@ def hash_of_input(request: BuildRequest, encoder: Encoder) -> str:
         if not source.path.is_file():
             raise SettingsError(f"there is no file {source.path}")
     content = {
-        "revision": BUILD_REVISION,
+        "revision": [BUILD_REVISION, recipe_summary(Recipe()), STAGES],
         "model": [encoder.model_version, encoder.variant],
         "sources": [[file_sha256(s.path), s.path.suffixes, dict(s.columns), s.delimiter] for s in sources],
         "settings": [

@@ -33,7 +33,7 @@ class Recipe:
     bursts).
     """
 
-    norm_power: float = 0.0
+    norm_power: float = 0.5
     rating_center: float = 0.0
     """Neutral rating as a fraction of the highest; 0 takes every rating as interest."""
     session_half_life_s: float = 60.0
@@ -42,11 +42,11 @@ class Recipe:
     long_kappa: float = 1.0
     session_weight: float = 1.0
     long_weight: float = 0.3
-    session_text_weight: float = 0.3
-    long_text_weight: float = 0.0
+    session_text_weight: float = 0.4
+    long_text_weight: float = 0.2
     bias_weight: float = 0.05
     popularity_weight: float = 0.1
-    popularity_half_life_s: float = 365 * DAY_S
+    popularity_half_life_s: float = 30 * DAY_S
     prior_weight: float = 0.5
     """The population prior as a fraction of the mean item vector of all events."""
 

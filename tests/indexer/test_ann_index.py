@@ -1,0 +1,69 @@
+"""The measured index against exact search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from heliotrope_indexer import ann_index
+from heliotrope_indexer.ann_index import build_index, exact_top, index_rows, search_top, served_queries
+from heliotrope_indexer.errors import IndexQualityError
+
+
+def some_vectors(n: int = 6_000, d: int = 31) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, d))
+    norms = rng.lognormal(0.0, 0.4, size=(n, 1))
+    vectors = norms * (centres[rng.integers(0, 40, n)] + 0.5 * rng.normal(size=(n, d))) / np.sqrt(d)
+    return vectors.astype(np.float32), rng.pareto(2.0, n).astype(np.float32) * 0.1
+
+
+def test_rows_are_padded_to_the_code_size() -> None:
+    rows = index_rows(np.ones((2, 4), np.float32), np.array([5.0, 6.0], np.float32))
+    assert rows.tolist() == [[1, 1, 1, 1, 5, 0], [1, 1, 1, 1, 6, 0]]
+    assert index_rows(np.ones((1, 3), np.float32), np.ones(1, np.float32)).shape == (1, 4)
+
+
+def test_exact_top_is_exact() -> None:
+    rows, asked = some_vectors(500)[0], some_vectors(70)[0]
+    best, _ = exact_top(rows, asked, 7)
+    for query, found in zip(asked, best, strict=True):
+        assert found.tolist() == sorted(range(500), key=lambda row: -float(rows[row] @ query))[:7]
+
+
+def test_the_index_keeps_its_recall_on_fresh_queries() -> None:
+    vectors, bias = some_vectors()
+    matrices = np.stack([np.eye(31) * 2, np.eye(31)]).astype(np.float32)
+    prior = vectors.mean(axis=0)
+    done: list[int] = []
+    measured = build_index(
+        vectors,
+        bias,
+        served_queries(vectors, matrices, prior, (1.0, 1.0), count=60),
+        threads=1,
+        progress=done.append,
+    )
+    assert sum(done) == 9
+    assert measured.recall_at_10 >= 0.97
+    assert measured.recall_at_100 >= 0.95
+    fresh = served_queries(vectors, matrices, prior, (1.0, 1.0), count=60, seed=9)
+    rows, asked = index_rows(vectors, bias), index_rows(fresh, np.ones(60, np.float32))
+    truth, _ = exact_top(rows, asked, 100)
+    found = [search_top(measured.index, rows, query, 100, measured.search) for query in asked]
+    recall = np.mean([np.isin(one, other).mean() for one, other in zip(found, truth, strict=True)])
+    assert recall >= 0.93
+
+
+def test_a_recall_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ann_index, "_NPROBES", (1,))
+    monkeypatch.setattr(ann_index, "_CANDIDATES", (100,))
+    vectors, bias = some_vectors(3_000)
+    with pytest.raises(IndexQualityError, match="up to nprobe 1 and 100 candidates"):
+        build_index(vectors, bias, np.random.default_rng(1).normal(size=(20, 31)).astype(np.float32), threads=1)
+
+
+def test_served_queries_are_what_the_formula_makes_of_one_event() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    queries = served_queries(vectors, np.eye(4, dtype=np.float32)[None], np.zeros(4, np.float32), (1.0,), count=30)
+    assert queries.shape == (30, 4)
+    assert np.isfinite(queries).all()
+    assert (queries.sum(axis=1) < 1.0).all()

@@ -1,0 +1,203 @@
+"""The whole job on a small shop: what it publishes, what it reuses, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heliotrope_indexer import build as build_module
+from heliotrope_indexer.build import BuildRequest, build
+from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError
+from heliotrope_indexer.features import features
+from heliotrope_indexer.progress import Steps
+from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.source import Source
+
+from tests.indexer.conftest import WordEncoder
+
+Shop = Callable[..., BuildRequest]
+
+
+def test_a_build_and_its_snapshot(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    result = build(shop(), encoder, steps)
+    snapshot = shop().store.open()
+    assert (snapshot.version, len(snapshot), result.reused) == (result.version, 30, False)
+    assert snapshot.vectors.shape == (30, 12)
+    assert snapshot.manifest.data.event_rows == 600
+    assert snapshot.manifest.quality["validation"]["users"] > 20
+    assert snapshot.index() is None
+    pooled = WordEncoder().encode([snapshot.item(row).text for row in range(30)]).vectors
+    # The text block of every item is its own projected text, by the snapshot's formula.
+    np.testing.assert_allclose(snapshot.project(pooled)[:, 8:], snapshot.vectors[:, 8:], atol=1e-5)
+    assert features(pooled, snapshot.feature_mean).shape == (30, 16)
+
+
+def test_nothing_changed_means_nothing_done(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    first = build(shop(), encoder, steps)
+    encoder.encoded.clear()
+    again = build(shop(), encoder, steps)
+    assert (again.version, again.reused, encoder.encoded) == (first.version, True, [])
+    tuned = build(shop(tune=True), encoder, steps)
+    assert not tuned.reused
+    assert tuned.manifest.quality["validation"]["tuned"]
+    assert encoder.encoded == []
+    assert set(shop().store.versions()) == {first.version, tuned.version}
+
+
+def test_a_damaged_current_is_built_again(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    first = build(shop(), encoder, steps)
+    (Path(shop().store.path) / first.version / "bias.npy").write_bytes(b"x")
+    again = build(shop(seed=0, tune=False), encoder, steps)
+    assert not again.reused
+
+
+def test_only_changed_texts_are_embedded(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    build(shop(), encoder, steps)
+    encoder.encoded.clear()
+    path = shop().catalogue.path
+    path.write_text(path.read_text().replace("thing 3 of", "renamed 3 of"))
+    assert build(shop(), encoder, steps).newly_embedded == 1
+    assert encoder.encoded == ["renamed 3 of kind 3. kind3"]
+
+
+def test_rejects_are_filed_beside_the_snapshot(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    with shop().catalogue.path.open("a") as file:
+        file.write("i0,again,\nx\n")
+    result = build(shop(), encoder, steps)
+    assert result.manifest.data.rejects == {"duplicate_item": 1, "wrong_column_count": 1}
+    assert result.rejects is not None
+    assert Path(result.rejects).name == f"{result.version}.jsonl"
+    entries = [json.loads(line) for line in Path(result.rejects).read_text().splitlines()]
+    assert [(entry["line"], entry["reason"]) for entry in entries] == [
+        (32, "duplicate_item"),
+        (33, "wrong_column_count"),
+    ]
+
+
+def test_without_events(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    build(shop(events=()), encoder, steps)
+    snapshot = shop().store.open()
+    assert snapshot.vectors.shape == (30, 12)
+    assert not snapshot.bias.any()
+    pooled = WordEncoder().encode([snapshot.item(row).text for row in range(30)]).vectors
+    np.testing.assert_allclose(snapshot.project(pooled), snapshot.vectors, atol=1e-5)
+    assert snapshot.scoring_matrices.any()
+
+
+def test_events_without_a_positive_one(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path) -> None:
+    log = tmp_path / "views.csv"
+    log.write_text("user_id,item_id,type,timestamp\nu,i1,view,5\nu,i2,dislike,6\n")
+    result = build(shop(events=(Source(log),)), encoder, steps)
+    assert "validation" not in result.manifest.quality
+    assert len(shop().store.open()) == 30
+
+
+def test_a_large_catalogue_gets_an_index(
+    shop: Shop, encoder: WordEncoder, steps: Steps, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build_module, "EXACT_UP_TO", 1_000)
+    path = tmp_path / "many.csv"
+    path.write_text("id,title\n" + "".join(f"i{row},thing {row} and {row % 7}\n" for row in range(1_100)))
+    result = build(shop(catalogue=Source(path)), encoder, steps)
+    snapshot = shop().store.open()
+    assert snapshot.index() is not None
+    assert snapshot.parameters.search is not None
+    assert result.manifest.quality["recall_at_100"] >= 0.95
+    assert build(shop(catalogue=Source(path), exact_index=True), encoder, steps).manifest.parameters.search is None
+
+
+def test_a_build_into_a_url(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").store.clear()
+    with shop().catalogue.path.open("a") as file:
+        file.write("x\n")
+    store = SnapshotStore("memory://bucket/shop", cache=tmp_path / "fetched")
+    result = build(shop(store=store), encoder, steps)
+    assert store.open().version == result.version
+    assert fsspec.filesystem("memory").exists(f"/bucket/shop/rejects/{result.version}.jsonl")
+    assert build(shop(store=store), encoder, steps).reused
+
+
+def test_what_cannot_be_built(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no file"):
+        build(shop(catalogue=Source(tmp_path / "absent.csv")), encoder, steps)
+    (tmp_path / "none.csv").write_text("id,title\n,\n")
+    with pytest.raises(EmptyCatalogueError):
+        build(shop(catalogue=Source(tmp_path / "none.csv")), encoder, steps)
+    assert not shop().scratch.exists()
+
+
+KILLED_BUILD = """
+import os, signal, sys
+from pathlib import Path
+from heliotrope_indexer import build as job
+from heliotrope_indexer.snapshot import SnapshotStore, store as store_module
+from heliotrope_indexer.progress import Steps
+from heliotrope_indexer.source import Source
+from tests.indexer.conftest import WordEncoder
+
+folder, point = Path(sys.argv[1]), sys.argv[2]
+
+def die(*_arguments, **_options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(function):
+    def call(*arguments, **options):
+        function(*arguments, **options)
+        die()
+    return call
+
+if point == "embedding":
+    job.EmbeddingCache.embed = after(job.EmbeddingCache.embed)
+elif point == "learning":
+    job._validate = die
+elif point == "writing":
+    job.write_snapshot = after(job.write_snapshot)
+elif point == "half written":
+    import heliotrope_indexer.snapshot.writer as writer
+    writer._write_items = die
+elif point == "before publishing":
+    SnapshotStore._take_over = die
+elif point == "before CURRENT":
+    SnapshotStore.activate = die
+request = job.BuildRequest(
+    catalogue=Source(folder / "items.csv"), events=(Source(folder / "events.csv"),),
+    store=SnapshotStore(folder / "store"), scratch=folder / "store" / ".building",
+    cache=folder / "store" / "embeddings", collaborative_dimension=8, text_dimension=4, threads=1)
+job.build(request, WordEncoder(), Steps(quiet=True))
+"""
+
+
+@pytest.mark.parametrize(
+    "point", ["embedding", "learning", "half written", "writing", "before publishing", "before CURRENT"]
+)
+def test_a_kill_leaves_the_previous_snapshot_and_its_work(
+    point: str, shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path
+) -> None:
+    before = build(shop(), encoder, steps).version
+    path = shop().catalogue.path
+    path.write_text(path.read_text() + "i30,a new thing,\n")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BUILD, str(tmp_path), point],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    store = shop().store
+    assert store.current() == before
+    assert len(store.open()) == 30
+    encoder.encoded.clear()
+    after = build(shop(), encoder, steps)
+    assert (len(store.open()), store.current()) == (31, after.version)
+    # The embedding of the killed run was kept.
+    assert encoder.encoded == []
+    assert not shop().scratch.exists()
