@@ -6,8 +6,8 @@ from typing import TypeVar
 from heliotrope import HeliotropeError
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsError
-from rich.console import Console
 
+from heliotrope_bench import report
 from heliotrope_bench.errors import BenchError
 
 Options = TypeVar("Options", bound=BaseSettings)
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     command, *rest = arguments
-    console = Console(stderr=False)
+    console = report.console()
     try:
         if command == "load":
             from heliotrope_bench import load

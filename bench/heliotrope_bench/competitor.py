@@ -176,10 +176,11 @@ COMPETITORS = (
         "ALS",
         als,
         tuple(
-            {"factors": factors, "regularization": 0.1, "alpha": alpha, "positives_only": positives_only}
+            {"factors": factors, "regularization": regularization, "alpha": alpha, "positives_only": positives_only}
             for positives_only in (False, True)
             for factors in (32, 64, 128)
-            for alpha in (1.0, 10.0)
+            for regularization in (3.0, 30.0)
+            for alpha in (1.0, 5.0, 20.0)
         ),
     ),
 )

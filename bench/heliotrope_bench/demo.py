@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from heliotrope_bench import report
 from heliotrope_bench.dataset import Dataset, movielens_100k_of_wheel
 from heliotrope_bench.errors import BenchError, ServerLostError
 from heliotrope_bench.explanation import in_words
@@ -45,8 +46,7 @@ class DemoOptions(BaseSettings):
 
 def main(arguments: list[str]) -> int:
     """Returns 0, 1 when a step failed, or 2 for arguments that can't be."""
-    # What is not a terminal has no width; the tables need more than the 80 columns that rich then assumes.
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = report.console()
     try:
         options = CliApp.run(DemoOptions, cli_args=arguments)
     except (ValidationError, SettingsError) as error:

@@ -171,7 +171,7 @@ class LoadBench:
             )
         self._say("BatchRecommend")
         batch = self._closed(
-            "BatchRecommend, 256 users a call", pool, population.batch_recommend_calls(options.count), 4
+            "BatchRecommend, 256 a call: users", pool, population.batch_recommend_calls(options.count), 4
         )
         rows.append(batch)
         self._say("open loop")
@@ -181,7 +181,7 @@ class LoadBench:
             calls = population.record_calls(
                 number=max(1, options.intake_events // 1_000), events_per_call=1_000, salt=f"intake-{time.time_ns()}"
             )
-            rows.append(self._closed("RecordEvents, 1,000 events a call, durable", pool, calls, 8, once=True))
+            rows.append(self._closed("RecordEvents, 1,000 a call: events", pool, calls, 8, once=True))
         return rows
 
     def _record_history(self) -> dict[str, set[str]]:
@@ -245,7 +245,7 @@ class LoadBench:
             plans.append((due, mixed(recommend, record, len(due), options.record_share, options.seed + process)))
         kind = f"mix, {options.record_share:.0%} RecordEvents({options.record_batch})"
         loads = [replace(self._plan(calls, length), due_s=due, warm_up_s=options.warm_up_s) for due, calls in plans]
-        row = self._measure(f"{kind}, open loop at {rate:,.0f}/s", pool, loads)
+        row = self._measure(f"{kind}, open loop, {rate:,.0f}/s due", pool, loads)
         return {**row, "offered_per_s": rate}
 
     def _closed(

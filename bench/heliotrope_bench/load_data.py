@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from heliotrope import Event
@@ -100,9 +100,12 @@ class Population:
 def mixed(
     recommend: Sequence[PreparedCall], record: Sequence[PreparedCall], count: int, record_share: float, seed: int
 ) -> list[PreparedCall]:
-    """`count` calls of which a share drawn at random records events; each record call is used once."""
+    """`count` calls of which a share drawn at random records events; each record call is used once.
+
+    Each counts as one unit, so that the rate of a mix is one of calls.
+    """
     is_record = np.random.default_rng(seed).random(count) < record_share
-    fresh = iter(record)
+    fresh = (replace(call, units=1) for call in record)
     return [
         next(fresh) if recording else recommend[number % len(recommend)]
         for number, recording in enumerate(is_record.tolist())

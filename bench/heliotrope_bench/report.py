@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,11 +73,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal, which rich takes for 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 150)
+
+
 def print_table(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
     """A table of rows; `columns` maps a key to its format such as `.1f`, empty for text. Absent values are blank."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for key, form in columns.items():
-        table.add_column(key, justify="right" if form else "left")
+        table.add_column(key, justify="right" if form else "left", no_wrap=bool(form))
     for row in rows:
         table.add_row(*(_cell(row.get(key), form) for key, form in columns.items()))
     console.print(table)
