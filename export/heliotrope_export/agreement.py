@@ -64,9 +64,10 @@ def torch_vectors(
                 max_length=max_tokens,
                 return_tensors="pt",
             )
+            mask = inputs["attention_mask"]
             with torch.inference_mode():
-                tokens = encoder(**inputs).last_hidden_state
-            mask = inputs["attention_mask"].unsqueeze(-1)
+                tokens = encoder(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+            mask = mask.unsqueeze(-1)
             pooled = tokens[:, 0] if pooling == "cls" else (tokens * mask).sum(dim=1) / mask.sum(dim=1)
             vectors.update(zip(rows, pooled.numpy(), strict=True))
     return np.stack([vectors[row] for row in range(len(texts))])

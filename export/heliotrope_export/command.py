@@ -1,4 +1,4 @@
-"""`heliotrope export`: the command line of this package."""
+"""Exports a BERT-family encoder to verified ONNX graphs: a model folder."""
 
 import sys
 from contextlib import nullcontext
@@ -74,9 +74,6 @@ def main(arguments: list[str]) -> int:
         return FAILURE
     except (ExportError, OSError) as error:
         print(f"heliotrope export: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except ImportError as error:
-        print(f"heliotrope export: {error.name} is needed: pip install 'heliotrope[export]'", file=sys.stderr)
         return USAGE_ERROR
     _show(export, settings.out)
     return 0

@@ -38,7 +38,7 @@ def load_torch_model(model: LocalModel) -> tuple[Any, Any]:
             tokenizer = tokenizers.from_pretrained(
                 model.folder, local_files_only=True, trust_remote_code=False, use_fast=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except Exception as error:  # of transformers, safetensors and tokenizers, which share no base class
             raise SourceError(f"transformers cannot load {model.folder}: {error}") from error
     # transformers fills what the weights lack with random numbers. Only the pooler may lack them: it is not exported.
     if missing := [key for key in loading["missing_keys"] if not key.startswith("pooler.")]:
