@@ -134,7 +134,7 @@ class FaissRetriever:
         self._marks = np.zeros(catalogue.base_count, dtype=np.bool_)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
-        factory = catalogue.snapshot.manifest.quality.get("index_factory", type(index).__name__)
+        factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:

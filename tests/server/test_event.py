@@ -1,0 +1,49 @@
+"""Admission; the refusals with their limits are tested through gRPC in tests/end_to_end."""
+
+from heliotrope.v1 import event_pb2, recommendation_pb2
+from heliotrope_server import engine, explanation
+from heliotrope_server.event import EventKind, admit
+from heliotrope_server.profile_store import FORMAT_VERSION
+
+NOW_S = 1.7e9
+
+
+def admitted(**changes):
+    event = {
+        "user_id": "u",
+        "event_id": "e",
+        "kind": EventKind.CLICK,
+        "item_id": "i",
+        "value": None,
+        "time_s": None,
+        "undone_event_id": "",
+        "clock_s": NOW_S,
+        "window_s": 86_400.0,
+        "history_import": False,
+    }
+    return admit(**{**event, **changes})
+
+
+def test_the_numbers_of_the_engine_are_those_of_the_contract():
+    assert {f"EVENT_TYPE_{kind.name}": kind.value for kind in EventKind} == {
+        name: number for name, number in event_pb2.EventType.items() if number
+    }
+    for name, number in recommendation_pb2.ContributionKind.items():
+        if number:
+            assert getattr(explanation, name.removeprefix("CONTRIBUTION_KIND_")) == number
+    for name, number in recommendation_pb2.Source.items():
+        if number:
+            assert getattr(engine, name) == number
+    assert FORMAT_VERSION == 1
+
+
+def test_the_effective_time_is_never_ahead_of_the_intake_clock():
+    assert admitted(time_s=NOW_S + 200).time_us == NOW_S * 1e6
+    assert admitted(time_s=NOW_S - 200).time_us == (NOW_S - 200) * 1e6
+    assert admitted().time_us == NOW_S * 1e6
+
+
+def test_a_value_defaults_to_one_and_history_may_be_old():
+    assert admitted().value == 1.0
+    assert admitted(kind=EventKind.RATING, value=0.0).value == 0.0
+    assert admitted(time_s=0.0, history_import=True).time_us == 0
