@@ -3,10 +3,10 @@
 import sys
 from typing import TypeVar
 
-from heliotrope import HeliotropeError
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsError
 
+from heliotrope import HeliotropeError
 from heliotrope_bench import report
 from heliotrope_bench.errors import BenchError
 

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from heliotrope import Client, Event, HeliotropeError, Source
-from heliotrope.event import Time
-from heliotrope.v1.recommendation_pb2 import RecommendResponse
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from heliotrope import Client, Event, HeliotropeError, Source
+from heliotrope.event import Time
+from heliotrope.v1.recommendation_pb2 import RecommendResponse
 from heliotrope_bench import report
 from heliotrope_bench.dataset import Dataset, movielens_100k_of_wheel
 from heliotrope_bench.errors import BenchError, ServerLostError

@@ -20,11 +20,11 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import psutil
-from heliotrope import Client
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
+from heliotrope import Client
 from heliotrope_bench.empty_server import EmptyServer
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals

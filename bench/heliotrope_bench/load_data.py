@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
+
 from heliotrope import Event
 from heliotrope.v1.event_pb2 import RecordEventsRequest
 from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest
-from numpy.typing import NDArray
-
 from heliotrope_bench.generator import PreparedCall
 
 RECOMMEND = "/heliotrope.v1.RecommendationService/Recommend"

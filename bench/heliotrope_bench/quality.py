@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from heliotrope import Client, Event
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from heliotrope import Client, Event
 from heliotrope_bench.competitor import COMPETITORS, evaluate
 from heliotrope_bench.dataset import Dataset, load
 from heliotrope_bench.errors import ServerLostError

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from heliotrope import AsyncClient
 from numpy.typing import NDArray
 
+from heliotrope import AsyncClient
 from heliotrope_bench.errors import ServerLostError
 
 PARALLEL_READS = 64

@@ -7,10 +7,12 @@ removes, and the embedding cache, which makes a repeated build short.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,7 @@ from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.catalogue import read_catalogue
 from heliotrope_indexer.embedding_cache import EmbeddingCache, Encoder
-from heliotrope_indexer.errors import SettingsError, SnapshotError
+from heliotrope_indexer.errors import SettingsError, SnapshotError, StoreBusyError
 from heliotrope_indexer.events import EventTable, read_events
 from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.item_vectors import ItemVectors, learn_item_vectors, population_mean
@@ -80,12 +82,13 @@ def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
     current = _reusable(request.store, input_hash)
     if current is not None:
         return BuildResult(current.version, current, True, 0, None)
-    shutil.rmtree(request.scratch, ignore_errors=True)
-    request.scratch.mkdir(parents=True)
-    try:
-        return _build(request, encoder, steps, input_hash)
-    finally:
+    with _alone(request.scratch):
         shutil.rmtree(request.scratch, ignore_errors=True)
+        request.scratch.mkdir(parents=True)
+        try:
+            return _build(request, encoder, steps, input_hash)
+        finally:
+            shutil.rmtree(request.scratch, ignore_errors=True)
 
 
 def hash_of_input(request: BuildRequest, encoder: Encoder) -> str:
@@ -166,6 +169,18 @@ def _build(request: BuildRequest, encoder: Encoder, steps: Steps, input_hash: st
         where = request.store.keep_rejects(manifest.version, rejected) if counts else None
         version = request.store.publish(folder)
     return BuildResult(version, manifest, False, newly, where)
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Holds the lock of a scratch folder; the system lets go of it when the process dies, however it dies."""
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with scratch.with_name(scratch.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreBusyError(f"another build is running in {scratch.parent}; wait for it to end") from error
+        yield
 
 
 def _reusable(store: SnapshotStore, input_hash: str) -> Manifest | None:

@@ -22,14 +22,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from heliotrope_export import TextEncoder
-from heliotrope_export.errors import ExportError
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from pydantic_settings import SettingsError as CliError
 from rich.console import Console
 from rich.table import Table
 
+from heliotrope_export import TextEncoder
+from heliotrope_export.errors import ExportError
 from heliotrope_indexer.build import BuildRequest, BuildResult, build
 from heliotrope_indexer.errors import IndexerError, SettingsError, SourceError
 from heliotrope_indexer.progress import Steps

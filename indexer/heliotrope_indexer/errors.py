@@ -30,6 +30,10 @@ class ColumnError(SourceError):
     """An input file lacks a column that the job needs."""
 
 
+class StoreBusyError(IndexerError):
+    """Another build is running on the same store."""
+
+
 class EmptyCatalogueError(IndexerError):
     """Not one row of the catalogue is usable."""
 

@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 import numpy as np
+
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
-
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.live_catalogue import LiveCatalogue

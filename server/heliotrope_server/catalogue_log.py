@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from heliotrope_indexer.snapshot import CatalogItem
 from numpy.typing import NDArray
 
+from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.record_log import read_log
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from heliotrope_export.errors import ExportError
-from heliotrope_indexer.errors import IndexerError
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
+from heliotrope_export.errors import ExportError
+from heliotrope_indexer.errors import IndexerError
 from heliotrope_server.errors import ServerError
 from heliotrope_server.settings import EngineSettings, ServerSettings
 from heliotrope_server.supervisor import Supervisor

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from heliotrope_export import TextEncoder
-from heliotrope_indexer.snapshot import CatalogItem
 from numpy.typing import NDArray
 
+from heliotrope_export import TextEncoder
+from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.catalogue_log import CatalogueChanges
 from heliotrope_server.errors import (
     EncoderNotLoadedError,

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from heliotrope_indexer.snapshot import Snapshot
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.live_catalogue import LiveCatalogue

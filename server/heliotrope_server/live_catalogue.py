@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
-from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
+
 from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope.v1 import (
     admin_pb2_grpc,
@@ -15,7 +16,6 @@ from heliotrope.v1 import (
     profile_pb2_grpc,
     recommendation_pb2_grpc,
 )
-
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 MAX_MESSAGE_BYTES = 32 << 20

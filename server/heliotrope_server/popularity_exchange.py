@@ -4,8 +4,8 @@ import asyncio
 import logging
 
 import grpc
-from heliotrope.internal.v1 import peer_pb2
 
+from heliotrope.internal.v1 import peer_pb2
 from heliotrope_server.engine import Engine
 from heliotrope_server.peers import Peer, Peers
 

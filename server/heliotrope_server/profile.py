@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import xxhash
-from heliotrope_indexer.parameters import Parameters
 from numpy.typing import NDArray
 
+from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
 from heliotrope_server.interest import InterestSums, interest_vectors
 

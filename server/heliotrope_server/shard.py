@@ -17,6 +17,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from pydantic import BaseModel, ConfigDict
+
 from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope.v1 import (
     admin_pb2,
@@ -32,8 +34,6 @@ from heliotrope.v1 import (
 )
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
-from pydantic import BaseModel, ConfigDict
-
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.engine import Engine
 from heliotrope_server.interceptor import ErrorInterceptor

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
-
 from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.errors import PortInUseError, StartError
 from heliotrope_server.layout import lock_data, open_layout

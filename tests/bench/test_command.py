@@ -1,4 +1,5 @@
 import pytest
+
 from heliotrope_bench.command import main
 
 

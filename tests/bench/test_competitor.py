@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from heliotrope_bench.competitor import (
     COMPETITORS,
     als,
@@ -16,7 +17,6 @@ from heliotrope_bench.competitor import (
 )
 from heliotrope_bench.holdout import Holdout, hold_out
 from heliotrope_bench.ranking import metrics
-
 from tests.bench.toy_ratings import toy_dataset
 
 

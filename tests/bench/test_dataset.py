@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from heliotrope_bench.dataset import NAMES, data_folder, load, natural_title, recbole_file
 from heliotrope_bench.errors import DatasetError
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from heliotrope_bench import demo
 from heliotrope_bench.quality import MODEL_PACKAGE
 

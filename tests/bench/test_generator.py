@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+
 from heliotrope_bench.empty_server import METHOD, SERVICE, EmptyServer
 from heliotrope_bench.generator import Load, PreparedCall, generate, histogram, poisson_arrivals
 from heliotrope_bench.load import summarise

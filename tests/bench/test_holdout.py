@@ -2,11 +2,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from heliotrope_bench.holdout import Holdout, hold_out
-from heliotrope_bench.quality import write_catalogue, write_train_events
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heliotrope_bench.holdout import Holdout, hold_out
+from heliotrope_bench.quality import write_catalogue, write_train_events
 from tests.bench.toy_ratings import toy_dataset
 
 

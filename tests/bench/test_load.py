@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from heliotrope_bench.command import main
 from heliotrope_bench.load import parse_cpus
 from heliotrope_bench.load_data import Population, mixed
 from heliotrope_bench.recall import SnapshotArrays, hits
-
 from tests.server.worlds import publish
 
 SHORT = ["--duration-s", "0.5", "--warm-up-s", "0.2", "--rounds", "1", "--users", "40", "--events-per-user", "5"]

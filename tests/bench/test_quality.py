@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+
 from heliotrope_bench.competitor import chance, ranks
 from heliotrope_bench.holdout import hold_out
 from heliotrope_bench.quality import build_snapshot, replay
 from heliotrope_bench.ranking import metrics
-from rich.console import Console
-
 from tests.bench.toy_ratings import toy_dataset
 
 

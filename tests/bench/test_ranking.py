@@ -3,9 +3,10 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from heliotrope_bench.ranking import TargetRank, metrics, rank_in_list, rank_in_scores
 from hypothesis import given
 from hypothesis import strategies as st
+
+from heliotrope_bench.ranking import TargetRank, metrics, rank_in_list, rank_in_scores
 
 
 def naive(rank: int) -> tuple[float, float, float]:

@@ -3,8 +3,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from heliotrope_bench.report import print_table, write_report
 from rich.console import Console
+
+from heliotrope_bench.report import print_table, write_report
 
 
 def test_the_contract_of_the_raw_results(tmp_path: Path) -> None:

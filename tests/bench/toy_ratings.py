@@ -1,6 +1,7 @@
 """Small seeded data sets with a structure that a recommender can find."""
 
 import numpy as np
+
 from heliotrope_bench.dataset import Dataset, Item
 
 

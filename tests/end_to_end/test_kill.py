@@ -7,12 +7,12 @@ import threading
 import time
 
 import pytest
+
 from heliotrope import Client, Event, RetryPolicy
 from heliotrope.errors import ServerError
 from heliotrope.v1 import event_pb2
 from heliotrope_server.peers import slot_of
 from heliotrope_server.settings import SLOT_COUNT
-
 from tests.end_to_end.running_server import RunningServer
 from tests.server import worlds
 

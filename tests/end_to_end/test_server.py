@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from heliotrope import Client, Event, RetryPolicy, Tls
 from heliotrope.errors import (
     FailedPreconditionError,
@@ -19,7 +20,6 @@ from heliotrope.errors import (
     VersionNotAvailableError,
 )
 from heliotrope.v1 import event_pb2, event_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
-
 from tests.end_to_end.running_server import RunningServer, refused_start, running_server
 from tests.server import worlds
 

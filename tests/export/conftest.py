@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from heliotrope_export.exporter import export_model
 
+from heliotrope_export.exporter import export_model
 from tests.export.tiny_encoder import save_tiny_encoder
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from heliotrope_export import AgreementError, agreement
 from heliotrope_export.manifest import Agreement, VariantName
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from heliotrope_export import agreement
 from heliotrope_export.command import main
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+
 from heliotrope_export import conversion
 from heliotrope_export.session import CPU, open_session
 from heliotrope_export.source import find_model

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from heliotrope_export import AgreementError, DestinationError, TextEncoder, agreement
 from heliotrope_export.exporter import export_model
 from heliotrope_export.manifest import read_manifest
 from heliotrope_export.source import ARCHITECTURES
-
 from tests.export.tiny_encoder import POSITIONS, save_tiny_encoder
 
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+
 from heliotrope_export import InstallationError, check_single_runtime
 
 

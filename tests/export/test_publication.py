@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from heliotrope_export import publication
 from heliotrope_export.publication import workshop
 

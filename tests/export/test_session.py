@@ -2,9 +2,10 @@ import logging
 from pathlib import Path
 
 import pytest
+from onnxruntime import get_available_providers
+
 from heliotrope_export.manifest import VariantName
 from heliotrope_export.session import CPU, CUDA, candidates, open_session
-from onnxruntime import get_available_providers
 
 ALL: list[VariantName] = ["fp32", "fp16", "int8"]
 

@@ -3,10 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from heliotrope_export import SourceError
 from heliotrope_export.conversion import load_torch_model
 from heliotrope_export.source import find_model
-
 from tests.conftest import MODEL_PACKAGE
 from tests.export.tiny_encoder import POSITIONS, save_tiny_encoder
 

@@ -1,7 +1,8 @@
 import numpy as np
-from heliotrope_export.token_batch import token_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+from heliotrope_export.token_batch import token_batches
 
 texts = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=40), max_size=60)
 

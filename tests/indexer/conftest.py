@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from heliotrope_indexer.build import BuildRequest
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.events import EventTable
@@ -17,7 +19,6 @@ from heliotrope_indexer.parameters import EVENT_TYPES, Parameters
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.source import Source
-from numpy.typing import NDArray
 
 DATA = Path(os.environ.get("HELIOTROPE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

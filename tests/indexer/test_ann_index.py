@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from heliotrope_indexer import ann_index
 from heliotrope_indexer.ann_index import build_index, exact_top, index_rows, search_top, served_queries
 from heliotrope_indexer.errors import IndexQualityError

@@ -7,20 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+
 from heliotrope_indexer import build as build_module
 from heliotrope_indexer.build import BuildRequest, build
-from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError
+from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError, StoreBusyError
 from heliotrope_indexer.features import features
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.source import Source
-
-from tests.indexer.conftest import WordEncoder
+from tests.indexer.conftest import Encoded, WordEncoder
 
 Shop = Callable[..., BuildRequest]
 
@@ -133,6 +133,17 @@ def test_what_cannot_be_built(shop: Shop, encoder: WordEncoder, steps: Steps, tm
     with pytest.raises(EmptyCatalogueError):
         build(shop(catalogue=Source(tmp_path / "none.csv")), encoder, steps)
     assert not shop().scratch.exists()
+
+
+def test_two_builds_do_not_share_a_store(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    class Second(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> Encoded:
+            with pytest.raises(StoreBusyError, match="another build is running"):
+                build(shop(), encoder, steps)
+            return super().encode(texts)
+
+    build(shop(), Second(), steps)
+    assert encoder.encoded == []
 
 
 KILLED_BUILD = """

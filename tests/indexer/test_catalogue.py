@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.catalogue import read_catalogue
 from heliotrope_indexer.errors import ColumnError, EmptyCatalogueError
 from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.source import Source
-
 from tests.indexer.conftest import real
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from heliotrope_indexer import command
 from heliotrope_indexer.build import BuildRequest
 from heliotrope_indexer.snapshot import SnapshotStore
-
 from tests.indexer.conftest import WordEncoder
 
 
@@ -38,6 +38,17 @@ def test_build_and_rebuild(
     assert f"heliotrope: published {version}" in capsys.readouterr().out
     assert command.main(asked) == 0
     assert capsys.readouterr().out == f"heliotrope: nothing changed, {version} is current\n"
+
+
+def test_several_event_files(
+    shop: Callable[..., BuildRequest], words: WordEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text("user_id,item_id,timestamp,label\nu1,i1,1700000000,1\n")
+    assert command.main([*arguments(shop, tmp_path / "out"), "--events", str(more)]) == 0
+    store = SnapshotStore(tmp_path / "out")
+    assert store.manifest(store.current()).data.event_rows == 601
+    assert "601 rows, until 2023-11-14" in capsys.readouterr().out
 
 
 def test_rejects_are_shown(

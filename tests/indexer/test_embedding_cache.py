@@ -7,9 +7,9 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+
 from heliotrope_indexer.embedding_cache import EmbeddingCache
 from heliotrope_indexer.errors import EmbeddingCacheError
-
 from tests.indexer.conftest import Encoded, WordEncoder
 
 

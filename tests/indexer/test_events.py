@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from heliotrope_indexer.errors import ColumnError
 from heliotrope_indexer.events import EventTable, read_events
 from heliotrope_indexer.parameters import EVENT_TYPES
 from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.source import Source
-
 from tests.indexer.conftest import real
 
 

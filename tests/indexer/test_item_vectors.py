@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.item_vectors import (
@@ -15,7 +16,6 @@ from heliotrope_indexer.item_vectors import (
     ridge_map,
 )
 from heliotrope_indexer.parameters import EVENT_TYPES
-
 from tests.indexer.conftest import some_events
 
 

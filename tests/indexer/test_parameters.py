@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from heliotrope_indexer.parameters import DEFAULT_GAINS, Gain, Parameters
 from pydantic import ValidationError
+
+from heliotrope_indexer.parameters import DEFAULT_GAINS, Gain, Parameters
 
 
 def test_gains_are_centred_and_bounded() -> None:

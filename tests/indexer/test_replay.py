@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.parameters import EVENT_TYPES, Gain, Parameters
 from heliotrope_indexer.replay import Replay, hold_out
-
 from tests.indexer.conftest import some_events
 
 N = 30

@@ -11,12 +11,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+
 from heliotrope_indexer.ann_index import build_index
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotNotFoundError
 from heliotrope_indexer.manifest import ARRAY_FILES, INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, content_hash
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore, write_snapshot
-
 from tests.indexer.conftest import some_items
 
 OLD = Path(__file__).parent / "data" / "snapshot-format-1"

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from heliotrope_indexer.errors import ColumnError, SourceError
 from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.source import Source
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def read(path: Path, **options: object) -> tuple[list[tuple[int, dict[str, object]]], list[dict[str, object]], Source]:

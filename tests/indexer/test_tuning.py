@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+
 from heliotrope_indexer.calibration import calibrate
 from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.item_vectors import ItemVectors, learn_item_vectors, population_mean

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-import heliotrope
 import pytest
-from heliotrope import AsyncClient, Client, Event, Item, RecommendRequest, RetryPolicy
 
+import heliotrope
+from heliotrope import AsyncClient, Client, Event, Item, RecommendRequest, RetryPolicy
 from tests.proto.toy_server import Shard, failure, owner, publish_map, toy_server
 
 FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from heliotrope import Client, ConnectionSettingsError, RetryPolicy, Tls, UnavailableError
 
+from heliotrope import Client, ConnectionSettingsError, RetryPolicy, Tls, UnavailableError
 from tests.proto.test_client import USERS
 from tests.proto.toy_server import owner, toy_server
 

@@ -1,6 +1,7 @@
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
+
 from heliotrope import errors
 from heliotrope.v1.recommendation_pb2 import Error
 

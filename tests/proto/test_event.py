@@ -1,11 +1,12 @@
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from heliotrope import Event
 from heliotrope.event import to_timestamp
 from heliotrope.v1 import event_pb2
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_every_type_of_the_contract_has_a_name() -> None:

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Iterator
 
-import heliotrope
 import pytest
+
+import heliotrope
 from heliotrope import AsyncClient, Client, Event
 from heliotrope.v1 import event_pb2, profile_pb2
-
 from tests.end_to_end.running_server import running_server
 from tests.server.worlds import publish
 

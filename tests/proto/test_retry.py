@@ -1,4 +1,5 @@
 import pytest
+
 from heliotrope.errors import InternalError, OverloadedError, UnavailableError
 from heliotrope.retry import Attempts, RetryPolicy
 

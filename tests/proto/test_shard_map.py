@@ -1,9 +1,10 @@
 import zlib
 
-from heliotrope.shard_map import UNREACHABLE_COOL_DOWN_S, Router, ShardMap, slot_of
-from heliotrope.v1.admin_pb2 import GetServingStatusResponse, ShardStatus
 from hypothesis import given
 from hypothesis import strategies as st
+
+from heliotrope.shard_map import UNREACHABLE_COOL_DOWN_S, Router, ShardMap, slot_of
+from heliotrope.v1.admin_pb2 import GetServingStatusResponse, ShardStatus
 
 STATUS = GetServingStatusResponse(
     slot_count=1_024,

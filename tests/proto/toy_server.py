@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from heliotrope.shard_map import slot_of
 from heliotrope.v1 import (
     admin_pb2,

@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import pytest
+
 from heliotrope_server.engine import Question
 from heliotrope_server.errors import InvalidArgumentError, StorageFailedError, VersionNotAvailableError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied
 from heliotrope_server.record_log import RecordLog, segments
-
 from tests.server import worlds
 
 NOW_S = 1.7e9

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from heliotrope_server.interest import MAX_EXPONENT, InterestSums, interest_vectors, power_of_two
 from hypothesis import given
 from hypothesis import strategies as st
+
+from heliotrope_server.interest import MAX_EXPONENT, InterestSums, interest_vectors, power_of_two
 
 HALF_LIVES_S = (60.0, 86_400.0)
 TIMES = st.floats(0.0, 1e8)

@@ -2,6 +2,7 @@ import asyncio
 import time
 
 import pytest
+
 from heliotrope_server.errors import DeadlinePassedError, OverloadedError
 from heliotrope_server.micro_batcher import MicroBatcher
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from heliotrope_server.popularity import LivePopularity
 
 HALF_LIFE_S = 3 * 86_400.0

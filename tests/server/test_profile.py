@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from heliotrope_server.event import EventKind, UserEvent
-from heliotrope_server.profile import Applied, Profile
-from heliotrope_server.profile_store import decode_profile, encode_profile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.profile import Applied, Profile
+from heliotrope_server.profile_store import decode_profile, encode_profile
 from tests.server import worlds
 
 NOW_S = 1.7e9

@@ -3,6 +3,7 @@ import os
 
 import msgpack
 import pytest
+
 from heliotrope_server.errors import LogCorruptError, StorageFailedError
 from heliotrope_server.record_log import RecordLog, encode_frame, read_log, segments
 

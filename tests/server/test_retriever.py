@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.retriever import FaissRetriever, Query, live_view, make_retriever
-
 from tests.server import worlds
 
 ITEMS, DIMENSION = 1500, 16

@@ -1,4 +1,5 @@
 import pytest
+
 from heliotrope_server.errors import InvalidArgumentError, VersionNotAvailableError
 from heliotrope_server.version_token import VersionClock, merge_tokens, parse_token
 

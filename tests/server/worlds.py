@@ -9,6 +9,8 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
+
 from heliotrope_indexer.parameters import Parameters, SearchParameters
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.engine import Engine
@@ -17,7 +19,6 @@ from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.record_log import RecordLog
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
-from numpy.typing import NDArray
 
 DAY_S = 86_400.0
 

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any
 
 import grpc
+
 from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import admin_pb2 as pb
 from heliotrope.v1 import admin_pb2_grpc
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
-
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError

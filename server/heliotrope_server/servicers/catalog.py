@@ -5,11 +5,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import catalog_pb2 as pb
 from heliotrope.v1 import catalog_pb2_grpc
 from heliotrope_indexer.snapshot import CatalogItem
-
 from heliotrope_server.catalogue_log import DELETE, encode_upsert
 from heliotrope_server.engine import MAX_COUNT, MAX_TEXT, Engine, check_text
 from heliotrope_server.errors import InvalidArgumentError

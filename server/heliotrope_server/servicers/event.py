@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+
 from heliotrope.v1 import event_pb2 as pb
 from heliotrope.v1 import event_pb2_grpc
-
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import (
     InvalidArgumentError,

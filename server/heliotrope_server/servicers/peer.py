@@ -5,7 +5,6 @@ from typing import Any
 
 from heliotrope.internal.v1 import peer_pb2 as pb
 from heliotrope.internal.v1 import peer_pb2_grpc
-
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 

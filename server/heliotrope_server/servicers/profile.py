@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from heliotrope.v1 import event_pb2, profile_pb2_grpc
 from heliotrope.v1 import profile_pb2 as pb
-
 from heliotrope_server.engine import Engine
 from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.profile import Profile
