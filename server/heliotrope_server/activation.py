@@ -62,11 +62,11 @@ class Activation:
 def check_model(snapshot: Snapshot, engine: Engine) -> None:
     """Raises SnapshotUnusableError when the loaded encoder is not the one that the snapshot was built with."""
     wanted = snapshot.manifest.model_version
-    if engine.encoder is not None and engine.encoder.model_version != wanted:
+    if engine.embedder.model_version not in ("", wanted):
         raise SnapshotUnusableError(
             "MODEL_MISMATCH",
             f"snapshot {snapshot.version} was built with model {wanted}, this server has loaded "
-            f"{engine.encoder.model_version}; restart it with the other --model",
+            f"{engine.embedder.model_version}; restart it with the other --model",
             version=snapshot.version,
             model=wanted,
         )

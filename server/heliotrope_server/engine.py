@@ -10,32 +10,28 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_export import TextEncoder
-from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server.answerer import Answer, Answerer, Question
 from heliotrope_server.catalogue_log import CatalogueChanges
+from heliotrope_server.embedder import Embedder
 from heliotrope_server.errors import (
-    EncoderNotLoadedError,
     InvalidArgumentError,
     ItemNotFoundError,
     RequestError,
     StartError,
 )
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent, check_id
-from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.micro_batcher import MicroBatcher, Timed
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
-from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
@@ -49,33 +45,8 @@ RECORD_DECLARE = 2
 RECORD_DELETE = 3
 
 _MAX_BATCH = 64  # keeps the event loop busy for a few milliseconds at most
-_TICK_S = 0.1  # live terms of requests for "now" are shared for this long; half-lives are hours or more
 
 logger = logging.getLogger(__name__)
-
-
-class Question(NamedTuple):
-    """One recommendation request. `time_s` None: now."""
-
-    user_id: str
-    wanted: int
-    include_seen: bool = False
-    excluded_item_ids: Sequence[str] = ()
-    version_token: str = ""
-    explain: bool = False
-    time_s: float | None = None
-
-
-class Answer(NamedTuple):
-    """The reply to one Question; the lists are parallel, best first. `source` is that of heliotrope.v1.Source."""
-
-    item_ids: list[str]
-    scores: list[float]
-    probabilities: list[float]
-    source: int
-    explanations: list[list[Contribution]]
-    snapshot_version: str
-    profile_version: str
 
 
 class EventFate(NamedTuple):
@@ -83,11 +54,6 @@ class EventFate(NamedTuple):
 
     applied: Applied
     error: RequestError | None = None
-
-
-SOURCE_PERSONAL = 1
-SOURCE_DECLARED = 2
-SOURCE_POPULAR = 3
 
 
 class Engine:
@@ -98,7 +64,7 @@ class Engine:
         folder: Path,
         catalogue_folder: Path,
         catalogue: LiveCatalogue,
-        encoder: TextEncoder | None,
+        embedder: Embedder,
         clock: VersionClock,
         settings: EngineSettings,
         *,
@@ -108,22 +74,19 @@ class Engine:
         self.catalogue = catalogue
         self.settings = settings
         self.changes = CatalogueChanges(catalogue_folder)
-        self.encoder = encoder
+        self.embedder = embedder
         self.clock = clock
         self.popularity = LivePopularity(catalogue.parameters.popularity_half_life_s)
-        self.recommend_count = 0
         self.event_count = 0
-        self.uncertified_count = 0
         self.applied_lsn = 0
         self._wall_clock = wall_clock
         self._log_folder = folder / "log"
         self._log_factory = log_factory
         self.store = ProfileStore(folder / "profiles", cache_profiles=settings.cache_profiles)
+        self.answerer = Answerer(catalogue, self.store, self.popularity, clock, wall_clock)
         self._batcher = MicroBatcher[Question, Answer](
-            self._answer_batch, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
+            self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
-        self._encoder_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
-        self._live: tuple[Any, LiveView] | None = None
         self._checkpoint_lock = asyncio.Lock()
         self._request_prefix = uuid.uuid4().hex[:12]
         self._request_numbers = itertools.count(1)
@@ -140,7 +103,6 @@ class Engine:
             folded_maps(self.catalogue, missing)
         self.store.load_popularity(self.popularity)
         self.popularity.bind(self.catalogue.rows, self.catalogue.size)
-        self._install(self.catalogue)
         self.applied_lsn = self.store.checkpoint_lsn
         replayed = 0
         for frame in read_log(self._log_folder, after_lsn=self.applied_lsn):
@@ -168,7 +130,7 @@ class Engine:
         await self.checkpoint()
         if close_store:
             self.store.close()
-        self._encoder_thread.shutdown(wait=False, cancel_futures=True)
+        self.embedder.close()
 
     @property
     def healthy(self) -> bool:
@@ -198,7 +160,7 @@ class Engine:
                 outcomes[place] = error
         for start in range(0, len(sound), _MAX_BATCH):
             places = sound[start : start + _MAX_BATCH]
-            outcomes.update(zip(places, self._answer_batch([questions[place] for place in places]), strict=True))
+            outcomes.update(zip(places, self.answerer.answer([questions[place] for place in places]), strict=True))
             await asyncio.sleep(0)
         return [outcomes[place] for place in range(len(questions))]
 
@@ -223,65 +185,6 @@ class Engine:
             )
         if question.version_token:
             self.clock.require(question.version_token, self.applied_lsn)
-
-    def _answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
-        catalogue, parameters = self.catalogue, self.catalogue.parameters
-        now_s = self._wall_clock()
-        profiles = [self.store.get(question.user_id, catalogue) for question in questions]
-        times = [now_s if question.time_s is None else question.time_s for question in questions]
-        interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
-        for place, profile in enumerate(profiles):
-            if profile is None:
-                interests[place] = catalogue.prior
-            else:
-                interests[place] = profile.interest_vectors(times[place], parameters)
-        vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
-        queries = [
-            Query(vectors[place], question.wanted, self._excluded_rows(question, profiles[place]))
-            for place, question in enumerate(questions)
-        ]
-        groups: dict[float | None, list[int]] = {}
-        for place, question in enumerate(questions):
-            groups.setdefault(question.time_s, []).append(place)
-        answers: dict[int, Answer] = {}
-        for time_s, places in groups.items():
-            live = self._live_view(time_s, now_s)
-            rankings = self._retriever.rank([queries[place] for place in places], live)
-            for place, ranking in zip(places, rankings, strict=True):
-                self.uncertified_count += not ranking.certified
-                scores = ranking.scores.astype(np.float64)
-                rows = ranking.rows.tolist()
-                profile, question = profiles[place], questions[place]
-                answers[place] = Answer(
-                    [catalogue.item_ids[row] for row in rows],
-                    scores.tolist(),
-                    (1.0 / (1.0 + np.exp(-scores))).tolist(),
-                    _source(profile),
-                    explain(profile, catalogue, rows, live.boosts, times[place]) if question.explain else [],
-                    catalogue.version,
-                    self.clock.token(0 if profile is None else profile.lsn),
-                )
-        self.recommend_count += len(questions)
-        return [answers[place] for place in range(len(questions))]
-
-    def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
-        catalogue = self.catalogue
-        rows = _NO_ROWS
-        if profile is not None and not question.include_seen:
-            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
-        if question.excluded_item_ids:
-            named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
-            rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
-        return rows
-
-    def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
-        """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""
-        at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
-        exact = None if time_s is None else self.popularity.version
-        key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
-        if self._live is None or self._live[0] != key:
-            self._live = (key, live_view(self.catalogue, self.popularity.counts_at(at_s)))
-        return self._live[1]
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -378,8 +281,8 @@ class Engine:
             )
         for text in interests:
             check_text("declared_interests", text, MAX_TEXT)
-        pooled = await self.embed(interests) if interests else np.zeros((0, 0), dtype=np.float32)
-        model_version = self.encoder.model_version if self.encoder and interests else ""
+        pooled = await self.embedder.embed(interests) if interests else np.zeros((0, 0), dtype=np.float32)
+        model_version = self.embedder.model_version if interests else ""
         record = [
             RECORD_DECLARE,
             PLAIN_KEY_ID,
@@ -435,15 +338,6 @@ class Engine:
 
     # -- texts and catalogue --------------------------------------------------------------------------------------
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Pooled encoder output, (n, D), computed off the event loop."""
-        return (await self._encode(texts))[0]
-
-    async def embed_items(self, items: Sequence[CatalogItem]) -> tuple[NDArray[np.float32], list[str]]:
-        """Pooled output for items, (n, D), and the ids of those whose text was longer than the model reads."""
-        pooled, truncated = await self._encode([item.text for item in items])
-        return pooled, [item.item_id for item, cut in zip(items, truncated, strict=True) if cut]
-
     def require_item(self, item_id: str) -> int:
         """The row of a living item, or ItemNotFoundError."""
         row = self.catalogue.row_of(item_id)
@@ -463,40 +357,19 @@ class Engine:
         self.changes.lay_over(catalogue)
         self.popularity.half_life_s = catalogue.parameters.popularity_half_life_s
         self.popularity.bind(catalogue.rows, catalogue.size)
-        self._install(catalogue)
-
-    def _install(self, catalogue: LiveCatalogue) -> None:
         self.catalogue = catalogue
-        self._retriever: Retriever = make_retriever(catalogue)
-        self._live = None
-        # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
-        matrices = np.asarray(catalogue.snapshot.scoring_matrices)
-        self._stacked_matrices = np.ascontiguousarray(matrices.reshape(-1, catalogue.dimension))
-
-    @property
-    def retriever_description(self) -> str:
-        return self._retriever.description
-
-    async def _encode(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        if self.encoder is None:
-            raise EncoderNotLoadedError(
-                "ENCODER_NOT_LOADED", "this needs the text encoder; start the server with --model"
-            )
-        loop = asyncio.get_running_loop()
-        encoding = await loop.run_in_executor(self._encoder_thread, self.encoder.encode, list(texts))
-        return encoding.vectors, encoding.truncated
+        self.answerer.serve(catalogue)
 
     async def _refresh_stale_pooled(self) -> None:
         """Embeds live items anew that were embedded with another model."""
-        if self.encoder is None:
+        model_version = self.embedder.model_version
+        if not model_version:
             return
-        stale = [entry.item for entry in self.changes.live_items() if entry.model_version != self.encoder.model_version]
+        stale = [entry.item for entry in self.changes.live_items() if entry.model_version != model_version]
         if stale:
-            pooled, _ = await self.embed_items(stale)
-            self.changes.replace_pooled(
-                {item.item_id: row for item, row in zip(stale, pooled, strict=True)},
-                self.encoder.model_version,
-            )
+            pooled, _ = await self.embedder.embed_items(stale)
+            fresh = {item.item_id: row for item, row in zip(stale, pooled, strict=True)}
+            self.changes.replace_pooled(fresh, model_version)
 
 
 def check_text(field: str, text: str, limit: int) -> None:
@@ -508,17 +381,6 @@ def check_text(field: str, text: str, limit: int) -> None:
             value=len(text),
             limit=limit,
         )
-
-
-_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-
-def _source(profile: Profile | None) -> int:
-    if profile is None:
-        return SOURCE_POPULAR
-    if any(mass > 0.0 for mass in profile.total.masses):
-        return SOURCE_PERSONAL
-    return SOURCE_DECLARED if profile.declared_pooled is not None else SOURCE_POPULAR
 
 
 def _unpack(shape: Sequence[int], pooled: bytes) -> NDArray[np.float32]:

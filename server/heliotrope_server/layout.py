@@ -23,6 +23,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliotrope_indexer.snapshot import Snapshot
+from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -128,7 +129,9 @@ async def _reshard(
     popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
     for index in range(old.shards):
         catalogue = LiveCatalogue(snapshot)
-        engine = Engine(old.shard_folder(data, index), data / "catalogue", catalogue, None, old.clock(index), settings)
+        engine = Engine(
+            old.shard_folder(data, index), data / "catalogue", catalogue, Embedder(None), old.clock(index), settings
+        )
         await engine.start(folded_maps)
         await engine.stop(close_store=False)
         last_lsns[index] = engine.applied_lsn

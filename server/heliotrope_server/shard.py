@@ -35,6 +35,7 @@ from heliotrope.v1 import (
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
+from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.layout import Layout
@@ -102,7 +103,7 @@ class Shard:
             settings.layout.shard_folder(server.data, settings.index),
             server.data / "catalogue",
             catalogue,
-            encoder,
+            Embedder(encoder),
             settings.layout.clock(settings.index),
             server.engine,
         )

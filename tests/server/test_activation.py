@@ -3,7 +3,7 @@ import pytest
 
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.activation import Activation
-from heliotrope_server.engine import Question
+from heliotrope_server.answerer import Question
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.live_catalogue import LiveCatalogue
 from tests.server import worlds

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from heliotrope_server.engine import Question
+from heliotrope_server.answerer import Question
 from heliotrope_server.errors import InvalidArgumentError, StorageFailedError, VersionNotAvailableError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied

@@ -1,7 +1,7 @@
 """Admission; the refusals with their limits are tested through gRPC in tests/end_to_end."""
 
 from heliotrope.v1 import event_pb2, recommendation_pb2
-from heliotrope_server import engine, explanation
+from heliotrope_server import answerer, explanation
 from heliotrope_server.event import EventKind, admit
 from heliotrope_server.profile_store import FORMAT_VERSION
 
@@ -33,7 +33,7 @@ def test_the_numbers_of_the_engine_are_those_of_the_contract():
             assert getattr(explanation, name.removeprefix("CONTRIBUTION_KIND_")) == number
     for name, number in recommendation_pb2.Source.items():
         if number:
-            assert getattr(engine, name) == number
+            assert getattr(answerer, name) == number
     assert FORMAT_VERSION == 1
 
 

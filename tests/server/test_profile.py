@@ -81,8 +81,8 @@ def test_folding_changes_no_interest_vector(space, seed):
 
     for event in events:
         assert profile.apply(event, space)[0] is Applied.DUPLICATE
-    oldest = min(events, key=lambda event: event.time_us)
-    undo = UserEvent("u0", "undo", EventKind.UNDO, "", 1.0, 1, oldest.event_id)
+    folded = next(event for event in events if event.event_id not in profile.events)
+    undo = UserEvent("u0", "undo", EventKind.UNDO, "", 1.0, 1, folded.event_id)
     assert profile.apply(undo, space)[0] is Applied.UNDO_TOO_OLD
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters, SearchParameters
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
+from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -92,7 +93,7 @@ async def engine(
         folder / "shard",
         folder / "catalogue",
         served,
-        None,
+        Embedder(None),
         VersionClock("g-test", 0, {}),
         EngineSettings(**settings),
         wall_clock=wall_clock,

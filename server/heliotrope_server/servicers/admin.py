@@ -130,11 +130,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             delta_item_count=len(engine.catalogue.delta),
             profile_count=engine.profile_count(),
             applied_lsn=engine.applied_lsn,
-            retriever=engine.retriever_description,
-            encoder=engine.encoder.description if engine.encoder else "",
-            recommend_count=engine.recommend_count,
+            retriever=engine.answerer.retriever_description,
+            encoder=engine.embedder.description,
+            recommend_count=engine.answerer.recommend_count,
             event_count=engine.event_count,
-            uncertified_share=engine.uncertified_count / max(engine.recommend_count, 1),
+            uncertified_share=engine.answerer.uncertified_count / max(engine.answerer.recommend_count, 1),
             reachable=True,
         )
         status.start_time.FromMilliseconds(round(self._start_s * 1000))

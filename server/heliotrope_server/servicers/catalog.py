@@ -111,7 +111,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
                 value=request.count,
                 limit=MAX_COUNT,
             )
-        pooled = await self._engine.embed([request.query])
+        pooled = await self._engine.embedder.embed([request.query])
         catalogue = self._engine.catalogue
         query = catalogue.project(pooled)[0]
         found = await asyncio.to_thread(catalogue.nearest, query, request.count)
@@ -126,13 +126,13 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         catalogue = self._engine.catalogue
         rows = {item.item_id: catalogue.snapshot.row_of(item.item_id) for item in items}
         kept = [(item_id, row) for item_id, row in rows.items() if row is not None]
-        pooled, truncated = await self._engine.embed_items(items)
+        pooled, truncated = await self._engine.embedder.embed_items(items)
         residuals: dict[str, Any] = {}
         if kept:
-            old_pooled, _ = await self._engine.embed_items([catalogue.snapshot.item(row) for _, row in kept])
+            old_pooled, _ = await self._engine.embedder.embed_items([catalogue.snapshot.item(row) for _, row in kept])
             for (item_id, row), text_vector in zip(kept, catalogue.project(old_pooled), strict=True):
                 residuals[item_id] = (catalogue.row_vector(row) - text_vector).astype(np.float32)
-        model_version = self._engine.encoder.model_version if self._engine.encoder else ""
+        model_version = self._engine.embedder.model_version
         entries = []
         for item, vector in zip(items, pooled, strict=True):
             replaced = rows[item.item_id]

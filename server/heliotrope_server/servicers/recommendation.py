@@ -9,7 +9,8 @@ import grpc
 
 from heliotrope.v1 import recommendation_pb2 as pb
 from heliotrope.v1 import recommendation_pb2_grpc
-from heliotrope_server.engine import Answer, Engine, Question
+from heliotrope_server.answerer import Answer, Question
+from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 

@@ -1,0 +1,150 @@
+"""Answers recommendation questions in batches: profile -> query -> candidates -> exact scores -> reply."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_server.explanation import Contribution, explain
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.popularity import LivePopularity
+from heliotrope_server.profile import Profile
+from heliotrope_server.profile_store import ProfileStore
+from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
+from heliotrope_server.version_token import VersionClock
+
+# Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
+_TICK_S = 0.1
+
+SOURCE_PERSONAL = 1
+SOURCE_DECLARED = 2
+SOURCE_POPULAR = 3
+
+
+class Question(NamedTuple):
+    """One recommendation request. `time_s` None: now."""
+
+    user_id: str
+    wanted: int
+    include_seen: bool = False
+    excluded_item_ids: Sequence[str] = ()
+    version_token: str = ""
+    explain: bool = False
+    time_s: float | None = None
+
+
+class Answer(NamedTuple):
+    """The reply to one Question; the lists are parallel, best first. `source` is that of heliotrope.v1.Source."""
+
+    item_ids: list[str]
+    scores: list[float]
+    probabilities: list[float]
+    source: int
+    explanations: list[list[Contribution]]
+    snapshot_version: str
+    profile_version: str
+
+
+class Answerer:
+    """Reads profiles and popularity, changes neither. Belongs to the event loop of its shard."""
+
+    def __init__(
+        self,
+        catalogue: LiveCatalogue,
+        store: ProfileStore,
+        popularity: LivePopularity,
+        clock: VersionClock,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.recommend_count = 0
+        self.uncertified_count = 0
+        self._store = store
+        self._popularity = popularity
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self.serve(catalogue)
+
+    def serve(self, catalogue: LiveCatalogue) -> None:
+        """Answers from this catalogue from now on."""
+        self.catalogue = catalogue
+        self._retriever: Retriever = make_retriever(catalogue)
+        self._live: tuple[Any, LiveView] | None = None
+        # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
+        matrices = np.asarray(catalogue.snapshot.scoring_matrices)
+        self._stacked_matrices = np.ascontiguousarray(matrices.reshape(-1, catalogue.dimension))
+
+    @property
+    def retriever_description(self) -> str:
+        return self._retriever.description
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers questions that were checked, in order, as of one moment."""
+        catalogue, parameters = self.catalogue, self.catalogue.parameters
+        now_s = self._wall_clock()
+        profiles = [self._store.get(question.user_id, catalogue) for question in questions]
+        times = [now_s if question.time_s is None else question.time_s for question in questions]
+        interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
+        for place, profile in enumerate(profiles):
+            if profile is None:
+                interests[place] = catalogue.prior
+            else:
+                interests[place] = profile.interest_vectors(times[place], parameters)
+        vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
+        queries = [
+            Query(vectors[place], question.wanted, self._excluded_rows(question, profiles[place]))
+            for place, question in enumerate(questions)
+        ]
+        groups: dict[float | None, list[int]] = {}
+        for place, question in enumerate(questions):
+            groups.setdefault(question.time_s, []).append(place)
+        answers: dict[int, Answer] = {}
+        for time_s, places in groups.items():
+            live = self._live_view(time_s, now_s)
+            rankings = self._retriever.rank([queries[place] for place in places], live)
+            for place, ranking in zip(places, rankings, strict=True):
+                self.uncertified_count += not ranking.certified
+                scores = ranking.scores.astype(np.float64)
+                rows = ranking.rows.tolist()
+                profile, question = profiles[place], questions[place]
+                answers[place] = Answer(
+                    [catalogue.item_ids[row] for row in rows],
+                    scores.tolist(),
+                    (1.0 / (1.0 + np.exp(-scores))).tolist(),
+                    _source(profile),
+                    explain(profile, catalogue, rows, live.boosts, times[place]) if question.explain else [],
+                    catalogue.version,
+                    self._clock.token(0 if profile is None else profile.lsn),
+                )
+        self.recommend_count += len(questions)
+        return [answers[place] for place in range(len(questions))]
+
+    def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
+        catalogue = self.catalogue
+        rows = _NO_ROWS
+        if profile is not None and not question.include_seen:
+            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
+        if question.excluded_item_ids:
+            named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
+            rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
+        return rows
+
+    def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
+        """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""
+        at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
+        exact = None if time_s is None else self._popularity.version
+        key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
+        if self._live is None or self._live[0] != key:
+            self._live = (key, live_view(self.catalogue, self._popularity.counts_at(at_s)))
+        return self._live[1]
+
+
+_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _source(profile: Profile | None) -> int:
+    if profile is None:
+        return SOURCE_POPULAR
+    if any(mass > 0.0 for mass in profile.total.masses):
+        return SOURCE_PERSONAL
+    return SOURCE_DECLARED if profile.declared_pooled is not None else SOURCE_POPULAR
