@@ -44,7 +44,7 @@ class ExportSettings(BaseSettings):
         description="comma-separated: fp32, fp16 (for CUDA), int8 (for CPU)",
     )
     max_tokens: int | None = Field(
-        default=None, description="longest text in tokens; the rest is cut off (default: what the model declares)"
+        default=None, description="longest text in tokens, the rest is cut off; null is what the model declares"
     )
     force: bool = Field(default=False, description="replace another model in --out")
 

@@ -116,6 +116,9 @@ def _quantised(tokens: Path) -> Any:
         per channel, embeddings too       0.9924   0.888   329     22 MB instead of 58 MB
         per tensor                        0.9631   0.795   338     misses the bound
         per tensor, 7-bit weights         0.8782   0.651   339     misses the bound
+
+    Most of what is lost, the activations of the feed-forward layers lose: with the second product of the first three
+    layers left in float32, overlap rises by 0.025 for 9 % of the speed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
