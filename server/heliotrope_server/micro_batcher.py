@@ -1,16 +1,23 @@
 """Collects the requests that wait together and works on them together.
 
-A request never waits for others: the batch is whatever has arrived since the last one started. Under load batches grow
-by themselves, and idle there is nothing to wait for.
+Idle, a question is worked on at once. Under load the event loop turns a few times more before a batch starts, for as
+long as that brings in questions that have already reached the socket: gRPC hands them over one turn at a time, so without
+this every batch holds one question (`docs/decisions/0001-micro-batches.md`).
 """
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from heliotrope_server.errors import DeadlinePassedError, OverloadedError
+
+BARREN_TURNS = 20
+"""Turns of the event loop without a new question after which a batch starts; a turn takes microseconds."""
+BUSY_NS = 5_000_000
+"""A question that comes this soon after a batch is taken to have company."""
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -46,6 +53,7 @@ class MicroBatcher(Generic[Q, R]):
         self._max_waiting = max_waiting
         self._waiting: deque[_Entry[Q, R]] = deque()
         self._scheduled = False
+        self._last_end_ns = 0
 
     async def submit(self, question: Q, *, deadline_s: float = float("inf")) -> Timed[R]:
         """Answers one question. `deadline_s` is on the clock of time.monotonic()."""
@@ -60,8 +68,21 @@ class MicroBatcher(Generic[Q, R]):
         self._waiting.append(entry)
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._run)
+            busy = entry.arrived_ns - self._last_end_ns < BUSY_NS
+            loop.call_soon(self._gather, loop, 1, 0 if busy else BARREN_TURNS)
         return await entry.future
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, before: int, barren: int) -> None:
+        """Turns the event loop until a batch is full or nothing more comes in."""
+        waiting = len(self._waiting)
+        if waiting > before:
+            barren = 0
+        if barren >= BARREN_TURNS or waiting >= self._max_batch:
+            self._run()
+            return
+        # gRPC's own thread needs the core to hand over the next request.
+        os.sched_yield()
+        loop.call_soon(self._gather, loop, waiting, barren + 1)
 
     def _run(self) -> None:
         self._scheduled = False
@@ -90,6 +111,7 @@ class MicroBatcher(Generic[Q, R]):
             for entry in batch:
                 entry.future.set_exception(error)
             return
-        work_ns = time.perf_counter_ns() - start_ns
+        self._last_end_ns = time.perf_counter_ns()
+        work_ns = self._last_end_ns - start_ns
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(Timed(result, start_ns - entry.arrived_ns, work_ns))
