@@ -11,7 +11,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from heliotrope_export import TextEncoder
+from heliotrope_export import TextEncoder, check_single_runtime
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.errors import PortInUseError, StartError
@@ -61,6 +61,7 @@ class Supervisor:
     def _plan(self, runtime: Path, reserved: list[socket.socket]) -> tuple[str, list[ShardSettings]]:
         """Checks what all shards need, once, and says what each shall do."""
         settings = self._settings
+        check_single_runtime()
         ports = self._reserve_ports(reserved)
         store = SnapshotStore(settings.snapshots)
         snapshot = store.open()

@@ -273,7 +273,9 @@ class ActivateSnapshotResponse(_message.Message):
     previous_snapshot_version: _builtins.str
     """The version that was served before."""
     folded_migration_error: _builtins.float
-    """Mean relative error of carrying folded sums over to the new vectors; 0 when no profile has any."""
+    """Relative error of the linear map that carries folded sums over to the new vectors, measured on the items that both
+    snapshots hold; 1 when they share too few to fit a map, so that folded sums are lost.
+    """
     def __init__(
         self,
         *,

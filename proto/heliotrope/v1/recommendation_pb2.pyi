@@ -29,7 +29,7 @@ class _SeenPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SeenPolicy
     SEEN_POLICY_UNSPECIFIED: _SeenPolicy.ValueType  # 0
     """The same as SEEN_POLICY_EXCLUDE."""
     SEEN_POLICY_EXCLUDE: _SeenPolicy.ValueType  # 1
-    """Leave out every item in the user's remembered events."""
+    """Leave out every item that an event of the user, also a folded one, points to."""
     SEEN_POLICY_INCLUDE: _SeenPolicy.ValueType  # 2
     """Recommend them like any other."""
 
@@ -39,7 +39,7 @@ class SeenPolicy(_SeenPolicy, metaclass=_SeenPolicyEnumTypeWrapper):
 SEEN_POLICY_UNSPECIFIED: SeenPolicy.ValueType  # 0
 """The same as SEEN_POLICY_EXCLUDE."""
 SEEN_POLICY_EXCLUDE: SeenPolicy.ValueType  # 1
-"""Leave out every item in the user's remembered events."""
+"""Leave out every item that an event of the user, also a folded one, points to."""
 SEEN_POLICY_INCLUDE: SeenPolicy.ValueType  # 2
 """Recommend them like any other."""
 Global___SeenPolicy: _TypeAlias = SeenPolicy  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"x\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"1\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"V\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\x12\x1c\n\x14\x66olded_profile_count\x18\x02 \x01(\x03\x32\xe0\x03\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"x\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"1\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"8\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\x32\xe0\x03\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=383
   _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=432
   _globals['_COMMITSNAPSHOTRESPONSE']._serialized_start=434
-  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=520
-  _globals['_PEERSERVICE']._serialized_start=523
-  _globals['_PEERSERVICE']._serialized_end=1003
+  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=490
+  _globals['_PEERSERVICE']._serialized_start=493
+  _globals['_PEERSERVICE']._serialized_end=973
 # @@protoc_insertion_point(module_scope)

@@ -189,20 +189,16 @@ class CommitSnapshotResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FOLDED_MIGRATION_ERROR_FIELD_NUMBER: _builtins.int
-    FOLDED_PROFILE_COUNT_FIELD_NUMBER: _builtins.int
     folded_migration_error: _builtins.float
-    """Mean relative error of carrying folded sums over."""
-    folded_profile_count: _builtins.int
-    """How many profiles with folded events were carried over."""
+    """Relative error of the map for folded sums, as in ActivateSnapshotResponse."""
     def __init__(
         self,
         *,
         folded_migration_error: _builtins.float = ...,
-        folded_profile_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folded_migration_error", b"folded_migration_error", "folded_profile_count", b"folded_profile_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folded_migration_error", b"folded_migration_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
