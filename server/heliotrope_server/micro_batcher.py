@@ -1,8 +1,8 @@
 """Collects the requests that wait together and works on them together.
 
 Idle, a question is worked on at once. Under load the event loop turns a few times more before a batch starts, for as
-long as that brings in questions that have already reached the socket: gRPC hands them over one turn at a time, so without
-this every batch holds one question (`docs/decisions/0001-micro-batches.md`).
+long as that brings in questions that have already reached the socket: gRPC hands them over one turn at a time, so
+without this every batch holds one question (`docs/decisions/0001-micro-batches.md`).
 """
 
 import asyncio
