@@ -34,7 +34,11 @@ def generate(out: Path) -> None:
     sources = sorted(str(path.relative_to(PROTO_ROOT)) for path in PROTO_ROOT.rglob("*.proto"))
     include = Path(protoc.__file__).parent / "_proto"
     command = ["protoc", f"-I{PROTO_ROOT}", f"-I{include}"]
-    command += [f"--{plugin}_out={out}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    # The plugins of this environment, also when it is not on the PATH.
+    scripts = Path(sys.executable).parent
+    command += [f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
+    command += [f"--python_out={out}", f"--grpc_python_out={out}"]
+    command += [f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}"]
     if protoc.main(command + sources) != 0:
         raise SystemExit("protoc failed")
 
