@@ -119,8 +119,9 @@ def served_queries(
 ) -> NDArray[np.float32]:
     """Queries (count, d) like those served: `sum_h v_h A_h` of users with 1 to 20 events on related items.
 
-    Half of each user's items are drawn from the neighbours of one of them, as taste would; `weights` (n,)
-    draws items by their popularity.
+    Every second user has a taste: half of the items are neighbours of one of them. The others touch items of all kinds;
+    their flat means are the hardest queries, and without them served recall@10 fell to 0.95 where 0.99 was measured.
+    `weights` (n,) draws items by their popularity.
     """
     rng = np.random.default_rng(seed)
     n = len(vectors)
@@ -130,7 +131,8 @@ def served_queries(
         length = int(rng.integers(1, 21))
         rows = rng.choice(n, size=length, p=chance)
         near = vectors[rng.choice(n, size=min(n, 2_000), replace=False)]
-        closest = near[np.argsort(-(near @ vectors[rows[0]]))[: max(length // 2, 1)]]
+        company = max(length // 2, 1) if user % 2 else 0
+        closest = near[np.argsort(-(near @ vectors[rows[0]]))[:company]]
         sums = vectors[rows].sum(axis=0) + closest.sum(axis=0)
         mass = length + len(closest)
         for kappa, matrix in zip(kappas, scoring_matrices, strict=True):

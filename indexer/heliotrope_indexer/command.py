@@ -47,7 +47,7 @@ class BuildSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         frozen=True,
-        env_prefix="HELIOTROPE_",
+        env_prefix="HELIOTROPE_BUILD_",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="heliotrope build",

@@ -22,12 +22,12 @@ _DEFAULTS = EngineSettings()
 class ServeOptions(BaseSettings):
     """Serves recommendations from the current snapshot of a store over gRPC.
 
-    Every option can also be given in the environment, as HELIOTROPE_ and its name in capitals.
+    Every option can also be given in the environment, as HELIOTROPE_SERVE_ and its name in capitals.
     """
 
     model_config = SettingsConfigDict(
         frozen=True,
-        env_prefix="HELIOTROPE_",
+        env_prefix="HELIOTROPE_SERVE_",
         cli_prog_name="heliotrope serve",
         cli_kebab_case=True,
         cli_hide_none_type=True,

@@ -31,7 +31,7 @@ class EventsOptions(BaseSettings):
     """Writes the events that a server has recorded to a file that `heliotrope build --events` reads."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_prefix="HELIOTROPE_", cli_prog_name="heliotrope events", cli_kebab_case=True
+        frozen=True, env_prefix="HELIOTROPE_EVENTS_", cli_prog_name="heliotrope events", cli_kebab_case=True
     )
 
     data: Path = Field(description="data folder of a server, which may be running")
