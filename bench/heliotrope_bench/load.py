@@ -167,9 +167,7 @@ class LoadBench:
             self._say("recall")
             arrays = SnapshotArrays.read(options.snapshots, self._server.snapshot)
             users = population.user_ids()[:RECALL_USERS]
-            served["recall@10"] = asyncio.run(
-                served_recall(self._server.address, arrays, users, {user: seen[user] for user in users})
-            )
+            served["recall@10"] = asyncio.run(served_recall(self._server.address, arrays, users, seen))
         self._say("BatchRecommend")
         batch = self._closed(
             "BatchRecommend, 256 a call: users", pool, population.batch_recommend_calls(options.count), 4

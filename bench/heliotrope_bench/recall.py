@@ -69,7 +69,9 @@ async def served_recall(
     *,
     count: int = 10,
 ) -> float:
-    """Mean share of the exact best `count` among the served, over users whose seen items are known.
+    """Mean share of the exact best `count` among the served for `user_ids`.
+
+    `seen` holds what every user of the server has touched, also those not asked about: it makes the live counts.
 
     An item that scores what the last of the exact list scores, to float32 rounding, is as right as that one.
     No event may be recorded meanwhile.

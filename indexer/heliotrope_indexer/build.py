@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,10 +39,12 @@ from heliotrope_indexer.snapshot import SnapshotStore, write_snapshot
 from heliotrope_indexer.source import Source
 from heliotrope_indexer.tuning import HORIZONS, STAGES, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
 
-BUILD_REVISION = 1
+BUILD_REVISION = 2
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
+_POPULAR_EVENTS = 1_000
+"""Recent events with which an item may pass as many others, where nothing can be measured."""
 
 
 @dataclass(frozen=True)
@@ -244,20 +247,34 @@ def _learner(request: BuildRequest, text: NDArray[np.float32], events: EventTabl
 
 
 def _untuned_scoring(learned: ItemVectors, highest_rating: float) -> Scoring:
-    """The scoring layer where there is nothing to measure on: plain weights, a moderate live popularity."""
+    """The scoring layer where there is nothing to measure on: plain weights, and live popularity in proportion.
+
+    An item with 1,000 recent events gains what lies between the first and the 1,000th item of a user of scattered taste,
+    whose scores lie closest together. Were one event worth more than such a gap, every touched item would pass every
+    liked one, and no list of candidates would hold them all.
+    """
     alphas = np.zeros((len(HORIZONS), 2))
     alphas[0] = (4.0, 4.0)
     alphas[1] = (2.0, 2.0)
-    return scoring(
-        Recipe(session_half_life_s=3_600.0, popularity_half_life_s=14 * 86_400.0),
-        alphas,
-        learned.collaborative,
-        learned.vectors.shape[1],
-        bias_factor=0.1 if learned.counts.any() else 0.0,
-        popularity_weight=0.1,
-        intercept=-1.0,
-        highest_rating=highest_rating,
-    )
+
+    def scored(popularity_weight: float) -> Scoring:
+        return scoring(
+            Recipe(session_half_life_s=3_600.0, popularity_half_life_s=14 * 86_400.0),
+            alphas,
+            learned.collaborative,
+            learned.vectors.shape[1],
+            bias_factor=0.1 if learned.counts.any() else 0.0,
+            popularity_weight=popularity_weight,
+            intercept=-1.0,
+            highest_rating=highest_rating,
+        )
+
+    plain = scored(0.0)
+    nowhere = np.zeros(learned.vectors.shape[1], dtype=np.float32)
+    queries = served_queries(learned.vectors, plain.scoring_matrices, nowhere, plain.parameters.kappas, count=20)
+    scores = -np.sort(-(queries @ learned.vectors.T), axis=1)
+    gap = float(np.quantile(scores[:, 0] - scores[:, min(_POPULAR_EVENTS, scores.shape[1]) - 1], 0.1))
+    return scored(gap / math.log1p(_POPULAR_EVENTS))
 
 
 def _highest_rating(events: EventTable) -> float:

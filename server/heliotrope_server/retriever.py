@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from heliotrope_server.live_catalogue import LiveCatalogue
 
-TRENDING = 128
+TRENDING = 512
 MAX_CANDIDATES = 4096
+WIDENING = 4
+"""How many times as many candidates a question gets whose first answer is not certified."""
 
 
 class Query(NamedTuple):
@@ -147,6 +149,11 @@ class FaissRetriever:
         for breadth, places in groups.items():
             found = self._rank_group([queries[place] for place in places], live, breadth)
             rankings.update(zip(places, found, strict=True))
+            doubtful = [place for place in places if not rankings[place].certified]
+            wider = min(WIDENING * breadth, MAX_CANDIDATES, self._base_count)
+            if doubtful and wider > breadth:
+                found = self._rank_group([queries[place] for place in doubtful], live, wider)
+                rankings.update(zip(doubtful, found, strict=True))
         return [rankings[place] for place in range(len(queries))]
 
     def _breadth(self, query: Query) -> int:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server import retriever as retriever_module
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.retriever import FaissRetriever, Query, live_view, make_retriever
 from tests.server import worlds
@@ -124,8 +125,17 @@ def test_more_than_the_catalogue_holds_gives_all_of_it(tmp_path):
     assert sorted(ranking.rows) == [0, 1, 2, 3, 4]
 
 
-def test_a_live_term_that_may_be_missed_is_owned_up_to(tmp_path):
+def test_a_live_term_that_may_be_missed_is_owned_up_to_and_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(retriever_module, "TRENDING", 16)
     served = worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, with_index=True, live_popularity_weight=10.0)
     live_counts = np.random.default_rng(0).uniform(1.0, 2.0, size=ITEMS)
-    rankings = FaissRetriever(served).rank(queries(20, wanted=64), live_view(served, live_counts))
-    assert not all(ranking.certified for ranking in rankings)
+    asked, live = queries(20, wanted=64), live_view(served, live_counts)
+    retriever = FaissRetriever(served)
+    narrow = retriever._rank_group(asked, live, 128)
+    wide = retriever.rank(asked, live)
+    assert not all(ranking.certified for ranking in narrow)
+    assert sum(ranking.certified for ranking in wide) > sum(ranking.certified for ranking in narrow)
+    truth = [oracle(served, query, live_counts) for query in asked]
+    assert np.mean([recall(found, scores, 64) for found, scores in zip(wide, truth, strict=True)]) > np.mean(
+        [recall(found, scores, 64) for found, scores in zip(narrow, truth, strict=True)]
+    )
