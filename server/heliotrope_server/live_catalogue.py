@@ -54,9 +54,9 @@ class LiveCatalogue:
         self.dimension = int(snapshot.vectors.shape[1])
         self.prior = np.asarray(snapshot.prior)
         self.base_count = len(snapshot.item_ids)
-        # As plain arrays: every slice of a numpy.memmap costs microseconds more.
-        self._vectors: NDArray[np.float32] = snapshot.vectors.view(np.ndarray)
-        self._bias = snapshot.bias.view(np.ndarray)
+        # x_i (n, d) and b_i (n,) of the snapshot as plain arrays: every slice of a numpy.memmap costs microseconds more.
+        self.base_vectors: NDArray[np.float32] = snapshot.vectors.view(np.ndarray)
+        self.base_bias = snapshot.bias.view(np.ndarray)
         self.item_ids: list[str] = list(snapshot.item_ids)
         self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self.alive: NDArray[np.bool_] = np.ones(self.base_count + _FIRST_CAPACITY, dtype=np.bool_)
@@ -97,7 +97,7 @@ class LiveCatalogue:
         """x_i, (d,), as profiles see it: frozen for this snapshot, and kept when the item is removed or replaced."""
         row = self.snapshot.row_of(item_id)
         if row is not None:
-            return _row(self._vectors, row)
+            return _row(self.base_vectors, row)
         row = self.rows.get(item_id)
         if row is None:
             return self._removed_vector(item_id)
@@ -105,12 +105,12 @@ class LiveCatalogue:
 
     def row_vector(self, row: int) -> NDArray[np.float32]:
         if row < self.base_count:
-            return _row(self._vectors, row)
+            return _row(self.base_vectors, row)
         return _row(self._delta_vectors, row - self.base_count)
 
     def bias(self, row: int) -> float:
         if row < self.base_count:
-            return float(self._bias[row])
+            return float(self.base_bias[row])
         return float(self._delta_bias[row - self.base_count])
 
     def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -150,7 +150,7 @@ class LiveCatalogue:
     def nearest(self, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
         """Living rows with the largest cosine to `query` (d,), best first, by exact search."""
         delta = self.delta_vectors
-        vectors = [self._vectors, delta] if len(delta) else [self._vectors]
+        vectors = [self.base_vectors, delta] if len(delta) else [self.base_vectors]
         similarities = np.concatenate(
             [
                 (block @ query) / np.maximum(np.linalg.norm(block, axis=1) * np.linalg.norm(query), 1e-12)
@@ -179,7 +179,7 @@ class LiveCatalogue:
         if len(shared) < vectors.shape[1]:
             return None
         old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows], self._vectors[new_rows]
+        old, new = vectors[old_rows], self.base_vectors[new_rows]
         matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
         self._folded_maps[version] = matrix.astype(np.float32)
         return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
@@ -192,7 +192,7 @@ class LiveCatalogue:
         if old.version == self.version:
             self._folded_maps.update(old._folded_maps)
             return 0.0
-        error = self.learn_map(old.version, old.item_ids[: old.base_count], old._vectors)
+        error = self.learn_map(old.version, old.item_ids[: old.base_count], old.base_vectors)
         if error is not None:
             for version, matrix in old._folded_maps.items():
                 self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])

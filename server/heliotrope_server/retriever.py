@@ -41,11 +41,14 @@ class LiveView(NamedTuple):
     """All that changes between two searches, taken on the event loop at one moment.
 
     `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of
-    them, and `outside` the largest boost of any other row. `alive` is None when no row is dead.
+    them, with their vectors and what their score holds beyond taste (bias and boost); `outside` is the largest
+    boost of any other row. `alive` is None when no row is dead.
     """
 
     boosts: NDArray[np.float32]
     trending: NDArray[np.int64]
+    trending_vectors: NDArray[np.float32]
+    trending_terms: NDArray[np.float32]
     outside: float
     delta_vectors: NDArray[np.float32]
     delta_bias: NDArray[np.float32]
@@ -75,7 +78,16 @@ def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64]) -> LiveView
             outside = float(boosts[trending[order[TRENDING]]])
             trending = trending[order[:TRENDING]]
     alive = catalogue.alive[: catalogue.size] if catalogue.alive_count < catalogue.size else None
-    return LiveView(boosts, trending, outside, catalogue.delta_vectors, catalogue.delta_bias, alive)
+    return LiveView(
+        boosts,
+        trending,
+        catalogue.base_vectors[trending],
+        catalogue.base_bias[trending] + boosts[trending],
+        outside,
+        catalogue.delta_vectors,
+        catalogue.delta_bias,
+        alive,
+    )
 
 
 def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
@@ -183,7 +195,7 @@ class FaissRetriever:
             self._marks[live.trending] = True
             scores[self._marks[rows]] = -np.inf
             self._marks[live.trending] = False
-            extra = matrix @ self._vectors[live.trending].T + self._bias[live.trending] + live.boosts[live.trending]
+            extra = matrix @ live.trending_vectors.T + live.trending_terms
             scores = np.concatenate([scores, extra], axis=1)
             rows = np.concatenate([rows, np.broadcast_to(live.trending, extra.shape)], axis=1)
         if len(live.delta_bias):
