@@ -54,7 +54,7 @@ class LiveCatalogue:
         self.dimension = int(snapshot.vectors.shape[1])
         self.prior = np.asarray(snapshot.prior)
         self.base_count = len(snapshot.item_ids)
-        # x_i (n, d) and b_i (n,) of the snapshot as plain arrays: every slice of a numpy.memmap costs microseconds more.
+        # x_i (n, d) and b_i (n,) of the snapshot as plain arrays: slicing a numpy.memmap costs microseconds more.
         self.base_vectors: NDArray[np.float32] = snapshot.vectors.view(np.ndarray)
         self.base_bias = snapshot.bias.view(np.ndarray)
         self.item_ids: list[str] = list(snapshot.item_ids)

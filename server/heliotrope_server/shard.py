@@ -56,6 +56,7 @@ from heliotrope_server.settings import ServerSettings
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
+SWITCH_INTERVAL_S = 0.0005
 
 _SERVICES = [
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
@@ -129,6 +130,9 @@ class Shard:
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        # The threads that write logs and checkpoints need the interpreter for microseconds; with the default of 5 ms
+        # each of their turns would show in the tail.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         await self._drain.wait()
