@@ -3,7 +3,7 @@
     DATA/LOCK                      held by the server that runs
     DATA/layout.json               the current generation; written aside and renamed
     DATA/catalogue/                the catalogue log, shared by all shards
-    DATA/<generation>/shard-000/   log/ and profiles/ of one shard
+    DATA/<generation>/shard-000/   log/ and profiles/ of one shard, and the LOCK of its process
 
 A user belongs to a hash slot and a shard owns a range of slots. Starting with another number of shards copies every
 profile into a new generation; the logs of the old one stay, because the next rebuild reads them.
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from heliotrope_server.version_token import VersionClock
 
 FORMAT_VERSION = 1
 LAYOUT_FILE = "layout.json"
+DRAIN_PATIENCE_S = 30.0
 
 FoldedMaps = Callable[[LiveCatalogue, set[str]], None]
 
@@ -72,6 +74,21 @@ def lock_data(data: Path) -> IO[bytes]:
         file.close()
         raise DataFolderError(f"the data folder {data} is in use by another server") from error
     return file
+
+
+async def lock_shard(folder: Path, patience_s: float) -> IO[bytes]:
+    """Takes a shard's folder, waiting for a shard whose supervisor was killed to finish its drain.
+
+    Raises DataFolderError when it has not let go after `patience_s`.
+    """
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return lock_data(folder)
+        except DataFolderError:
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def read_layout(data: Path) -> Layout | None:
@@ -128,6 +145,7 @@ async def _reshard(
     owner = {slot: index for index in range(shards) for slot in slots_of(index, shards)}
     popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
     for index in range(old.shards):
+        lock = await lock_shard(old.shard_folder(data, index), DRAIN_PATIENCE_S)
         catalogue = LiveCatalogue(snapshot)
         engine = Engine(
             old.shard_folder(data, index), data / "catalogue", catalogue, Embedder(None), old.clock(index), settings
@@ -143,6 +161,7 @@ async def _reshard(
         for store in stores:
             await store.checkpoint(0, LivePopularity(popularity.half_life_s), catalogue.version)
         engine.store.close()
+        lock.close()
     popularity.absorb_peers()
     await stores[0].checkpoint(0, popularity, snapshot.version)
     for store in stores:

@@ -139,7 +139,9 @@ class RecordLog:
         if self._file.tell() > self._segment_bytes:
             self._file.close()
             self._file = self._new_segment(self.last_lsn + 1)
-        self._file.write(b"".join(frames))
+        left = memoryview(b"".join(frames))
+        while left:
+            left = left[self._file.write(left) :]  # a disk that fills up takes a part first, then raises
         self._sync(self._file.fileno())
         self.last_lsn = lsn
         return done

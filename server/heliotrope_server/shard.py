@@ -38,7 +38,7 @@ from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.interceptor import ErrorInterceptor
-from heliotrope_server.layout import Layout
+from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
@@ -98,10 +98,12 @@ class Shard:
         settings, server = self._settings, self._settings.server
         store = SnapshotStore(server.snapshots)
         encoder = TextEncoder.open(server.model, threads=settings.encoder_threads) if server.model else None
+        folder = settings.layout.shard_folder(server.data, settings.index)
+        lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
         # The supervisor has verified the hashes of this version before it started any shard.
         catalogue = LiveCatalogue(store.open(verify=False))
         engine = Engine(
-            settings.layout.shard_folder(server.data, settings.index),
+            folder,
             server.data / "catalogue",
             catalogue,
             Embedder(encoder),
@@ -147,6 +149,7 @@ class Shard:
         await engine.stop()
         if catalogue_log is not None:
             catalogue_log.close()
+        lock.close()
         logger.info("shard %d drained at LSN %d", settings.index, engine.applied_lsn)
 
     def _grpc_server(

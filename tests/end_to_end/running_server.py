@@ -58,6 +58,11 @@ class RunningServer:
         self._process.stderr.close()
         return code
 
+    def kill_supervisor(self) -> None:
+        """SIGKILL to the supervisor alone; its shards notice and drain by themselves."""
+        self._process.kill()
+        self.stop()
+
     def kill_everything(self) -> None:
         """SIGKILL to the supervisor and every shard at once."""
         for pid in [self._process.pid, *self.shard_pids()]:

@@ -373,6 +373,18 @@ def test_a_drain_lets_running_calls_finish_and_the_next_start_needs_no_replay(tm
     assert not any("replayed" in line for line in restarted.messages)
 
 
+def test_a_server_that_starts_while_orphaned_shards_still_drain_waits_for_them(tmp_path):
+    worlds.publish(tmp_path / "store")
+    first = RunningServer(tmp_path / "store", tmp_path / "data", "--shards", "2")
+    with Client(first.address) as client:
+        client.record_events([Event(user, "i1", event_id="e1") for user in USERS])
+    first.kill_supervisor()
+    second = running_server(tmp_path / "store", tmp_path / "data", "--shards", "2")
+    with second as server, Client(server.address) as client:
+        receipt = client.record_events([Event(user, "i1", event_id="e1") for user in USERS])
+        assert {result.outcome for result in receipt.results} == {event_pb2.EVENT_OUTCOME_DUPLICATE}
+
+
 def test_the_command_lists_its_options():
     done = subprocess.run(
         [sys.executable, "-m", "heliotrope", "serve", "--help"], capture_output=True, text=True, check=True
