@@ -1,4 +1,4 @@
-"""Benchmarks: `load` (rate, latency, recall of a server) and `quality` (replay of a real data set)."""
+"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set) and `encode` (texts per second)."""
 
 import sys
 from typing import TypeVar
@@ -17,8 +17,9 @@ USAGE = """usage: heliotrope bench COMMAND [OPTIONS]
 commands:
   load     rate, latency, errors and recall of a server under an open-loop load
   quality  replay of a real data set through the served system, beside other models
+  encode   texts per second of the encoder, beside bare ONNX Runtime on the same batches
 
-Both take --out FILE.json for the raw results. `heliotrope bench COMMAND --help` describes the options."""
+All take --out FILE.json for the raw results. `heliotrope bench COMMAND --help` describes the options."""
 
 
 def main(arguments: list[str]) -> int:
@@ -37,8 +38,12 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import quality
 
             quality.run(parse(quality.QualityOptions, rest), rest, console)
+        elif command == "encode":
+            from heliotrope_bench import encode
+
+            encode.run(parse(encode.EncodeOptions, rest), rest, console)
         else:
-            print(f"heliotrope bench: there is no {command!r}; give load or quality", file=sys.stderr)
+            print(f"heliotrope bench: there is no {command!r}; give load, quality or encode", file=sys.stderr)
             return 2
     except (ValidationError, SettingsError) as error:
         print(f"heliotrope bench {command}: {first_problem(error)}", file=sys.stderr)
