@@ -249,9 +249,9 @@ def _learner(request: BuildRequest, text: NDArray[np.float32], events: EventTabl
 def _untuned_scoring(learned: ItemVectors, highest_rating: float) -> Scoring:
     """The scoring layer where there is nothing to measure on: plain weights, and live popularity in proportion.
 
-    An item with 1,000 recent events gains what lies between the first and the 1,000th item of a user of scattered taste,
-    whose scores lie closest together. Were one event worth more than such a gap, every touched item would pass every
-    liked one, and no list of candidates would hold them all.
+    An item with 1,000 recent events gains what lies between the first and the 1,000th item of a user of scattered
+    taste, whose scores lie closest together. Were one event worth more than such a gap, every touched item would pass
+    every liked one, and no list of candidates would hold them all.
     """
     alphas = np.zeros((len(HORIZONS), 2))
     alphas[0] = (4.0, 4.0)
