@@ -102,6 +102,7 @@ class Engine:
         if folded_maps is not None and missing:
             folded_maps(self.catalogue, missing)
         self.store.load_popularity(self.popularity)
+        self.popularity.change_half_life(self.catalogue.parameters.popularity_half_life_s, self._wall_clock())
         self.popularity.bind(self.catalogue.rows, self.catalogue.size)
         self.applied_lsn = self.store.checkpoint_lsn
         replayed = 0
@@ -355,7 +356,7 @@ class Engine:
     def adopt(self, catalogue: LiveCatalogue) -> None:
         """Swaps to a prepared catalogue, between two batches. Profiles are re-derived as they are next touched."""
         self.changes.lay_over(catalogue)
-        self.popularity.half_life_s = catalogue.parameters.popularity_half_life_s
+        self.popularity.change_half_life(catalogue.parameters.popularity_half_life_s, self._wall_clock())
         self.popularity.bind(catalogue.rows, catalogue.size)
         self.catalogue = catalogue
         self.answerer.serve(catalogue)

@@ -50,6 +50,12 @@ class LivePopularity:
         self._counts *= factor
         self.landmark_s = landmark_s
 
+    def change_half_life(self, half_life_s: float, time_s: float) -> None:
+        """Decays by another half-life from `time_s` on; the counts at that moment stay what they are."""
+        if half_life_s != self.half_life_s:
+            self.move_landmark(max(time_s, self.landmark_s))
+            self.half_life_s = half_life_s
+
     def bind(self, rows: dict[str, int], size: int) -> None:
         """Lays the counts out for a catalogue of `size` rows."""
         self._counts = np.zeros(size)

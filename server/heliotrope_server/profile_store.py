@@ -126,7 +126,7 @@ class ProfileStore:
         self._encoded = dict.fromkeys(deleted)
         # One value for all counts: 4 ms for 100,000 items, where a key for each would hold the interpreter for 300.
         counts = msgpack.packb(popularity.own)
-        saved_version, landmark_s = popularity.version, popularity.landmark_s
+        saved_version, landmark_s, half_life_s = popularity.version, popularity.landmark_s, popularity.half_life_s
         self._folded_versions.add(snapshot_version)
         while self._cut:
             for _ in range(min(_SLICE, len(self._cut))):
@@ -136,6 +136,7 @@ class ProfileStore:
             "format_version": FORMAT_VERSION,
             "lsn": lsn,
             "landmark_s": landmark_s,
+            "half_life_s": half_life_s,
             "folded_versions": sorted(self._folded_versions),
         }
         try:
@@ -153,9 +154,10 @@ class ProfileStore:
         self._evict()
 
     def load_popularity(self, popularity: LivePopularity) -> None:
-        """Restores the counts as of the last checkpoint."""
+        """Restores the counts as of the last checkpoint, with the half-life that they were kept by."""
         meta = self._read_meta()
         popularity.landmark_s = meta["landmark_s"]
+        popularity.half_life_s = meta.get("half_life_s", popularity.half_life_s)
         with self._env.begin(db=self._meta_db) as transaction:
             raw = transaction.get(_POPULARITY_KEY)
         popularity.own = {} if raw is None else msgpack.unpackb(raw)

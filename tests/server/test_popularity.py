@@ -53,6 +53,15 @@ def test_a_shard_that_restarts_is_not_counted_twice():
     assert first.counts_at(100.0)[0] == pytest.approx(1.0)
 
 
+def test_another_half_life_counts_from_now_on():
+    popularity = make([("a", 0.0), ("a", 5 * HALF_LIFE_S), ("b", 9 * HALF_LIFE_S)])
+    now_s = 10 * HALF_LIFE_S
+    before = popularity.counts_at(now_s)
+    popularity.change_half_life(10 * HALF_LIFE_S, now_s)
+    np.testing.assert_allclose(popularity.counts_at(now_s), before, rtol=1e-9)
+    np.testing.assert_allclose(popularity.counts_at(20 * HALF_LIFE_S), before / 2, rtol=1e-9)
+
+
 def test_counts_outlive_a_change_of_catalogue():
     popularity = make([("a", 100.0), ("gone", 100.0)])
     popularity.bind({"new": 0, "a": 1, "gone": 2}, 3)
