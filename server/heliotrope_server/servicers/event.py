@@ -16,6 +16,7 @@ from heliotrope_server.errors import (
     ShardUnreachableError,
 )
 from heliotrope_server.event import UserEvent, admit
+from heliotrope_server.peers import Peer
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
 from heliotrope_server.servicers.routing import UNREACHABLE, Router, relayed, remaining_s
@@ -45,17 +46,10 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                 limit=MAX_BATCH,
             )
         results: list[pb.EventResult] = [pb.EventResult()] * size
-        own: list[int] = []
-        foreign: dict[int, list[int]] = {}
-        for place, event in enumerate(request.events):
-            owner = self._router.owner(event.user_id)
-            if owner is None:
-                own.append(place)
-            else:
-                foreign.setdefault(owner.index, []).append(place)
+        own, foreign = self._router.split(event.user_id for event in request.events)
         passing = [
-            asyncio.create_task(self._pass_on(index, request, places, remaining_s(context), results))
-            for index, places in foreign.items()
+            asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
+            for peer, places in foreign
         ]
         try:
             token = await self._record(request, own, results)
@@ -125,13 +119,12 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
     async def _pass_on(
         self,
-        index: int,
+        peer: Peer,
         request: pb.RecordEventsRequest,
         places: list[int],
         timeout_s: float,
         results: list[pb.EventResult],
     ) -> str:
-        peer = next(peer for peer in self._router.peers.others if peer.index == index)
         part = pb.RecordEventsRequest(
             events=[request.events[place] for place in places], history_import=request.history_import
         )

@@ -12,6 +12,7 @@ from heliotrope.v1 import recommendation_pb2_grpc
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
+from heliotrope_server.peers import Peer
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
 MAX_BATCH = 256
@@ -46,17 +47,10 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
                 limit=MAX_BATCH,
             )
         results: list[pb.BatchRecommendResult] = [pb.BatchRecommendResult()] * size
-        own: list[int] = []
-        foreign: dict[int, list[int]] = {}
-        for place, single in enumerate(request.requests):
-            owner = self._router.owner(single.user_id)
-            if owner is None:
-                own.append(place)
-            else:
-                foreign.setdefault(owner.index, []).append(place)
+        own, foreign = self._router.split(single.user_id for single in request.requests)
         passing = [
-            asyncio.create_task(self._pass_on(index, request, places, remaining_s(context), results))
-            for index, places in foreign.items()
+            asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
+            for peer, places in foreign
         ]
         outcomes = await self._engine.recommend_many([to_question(request.requests[place]) for place in own])
         for place, outcome in zip(own, outcomes, strict=True):
@@ -79,13 +73,12 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
 
     async def _pass_on(
         self,
-        index: int,
+        peer: Peer,
         request: pb.BatchRecommendRequest,
         places: list[int],
         timeout_s: float,
         results: list[pb.BatchRecommendResult],
     ) -> None:
-        peer = next(peer for peer in self._router.peers.others if peer.index == index)
         part = pb.BatchRecommendRequest(requests=[request.requests[place] for place in places])
         try:
             answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s, wait_for_ready=True)

@@ -1,6 +1,6 @@
 """Passing calls on to the shard that owns them."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -27,6 +27,18 @@ class Router:
     def owner(self, user_id: str) -> Peer | None:
         """The peer to pass a call on to; None: handle it here."""
         return self.peers.owner(user_id) if self.forward else None
+
+    def split(self, user_ids: Iterable[str]) -> tuple[list[int], list[tuple[Peer, list[int]]]]:
+        """Places of the users that are handled here, and for each peer those to pass on to it."""
+        own: list[int] = []
+        foreign: dict[int, tuple[Peer, list[int]]] = {}
+        for place, user_id in enumerate(user_ids):
+            peer = self.owner(user_id)
+            if peer is None:
+                own.append(place)
+            else:
+                foreign.setdefault(peer.index, (peer, []))[1].append(place)
+        return own, list(foreign.values())
 
     def catalogue_writer(self) -> Peer | None:
         return self.peers.catalogue_writer() if self.forward else None
