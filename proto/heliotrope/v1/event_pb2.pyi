@@ -86,7 +86,9 @@ class _EventOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventOut
     EVENT_OUTCOME_DUPLICATE: _EventOutcome.ValueType  # 2
     """This event id was already recorded for this user; nothing changed."""
     EVENT_OUTCOME_REJECTED: _EventOutcome.ValueType  # 3
-    """Refused; `error` says why."""
+    """Refused, `error` says why. With the reason SHARD_UNREACHABLE the owner of the user fell silent, and whether the event
+    was recorded is not known: send it again with the same id.
+    """
 
 class EventOutcome(_EventOutcome, metaclass=_EventOutcomeEnumTypeWrapper):
     """What came of one event."""
@@ -98,7 +100,9 @@ EVENT_OUTCOME_RECORDED: EventOutcome.ValueType  # 1
 EVENT_OUTCOME_DUPLICATE: EventOutcome.ValueType  # 2
 """This event id was already recorded for this user; nothing changed."""
 EVENT_OUTCOME_REJECTED: EventOutcome.ValueType  # 3
-"""Refused; `error` says why."""
+"""Refused, `error` says why. With the reason SHARD_UNREACHABLE the owner of the user fell silent, and whether the event
+was recorded is not known: send it again with the same id.
+"""
 Global___EventOutcome: _TypeAlias = EventOutcome  # noqa: Y015
 
 @_typing.final
@@ -217,7 +221,7 @@ Global___EventResult: _TypeAlias = EventResult  # noqa: Y015
 
 @_typing.final
 class RecordEventsResponse(_message.Message):
-    """The acknowledgement of a batch: every event not REJECTED is on disk."""
+    """The acknowledgement of a batch: every event not REJECTED is on disk, and none REJECTED is, but as EventOutcome says."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
