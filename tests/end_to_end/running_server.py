@@ -1,5 +1,6 @@
 """Runs a real server, as a user would start it, for the tests."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,12 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 START_TIMEOUT_S = 60.0
 
 
 class RunningServer:
-    """A `heliotrope serve` process. `address` is where it listens; `messages` is what it wrote to standard error."""
+    """A `heliotrope serve` process. `address` is where it listens; `messages` is what it wrote to standard error.
+
+    A test that fails before it stops its server leaves it in `running`; tests/conftest.py kills what is there."""
+
+    running: ClassVar[set["RunningServer"]] = set()
 
     def __init__(self, store: Path, data: Path, *options: str) -> None:
         self._process = subprocess.Popen(
@@ -23,6 +29,7 @@ class RunningServer:
             text=True,
             start_new_session=True,
         )
+        self.running.add(self)
         self.messages: list[str] = []
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
@@ -56,7 +63,14 @@ class RunningServer:
         assert self._process.stdout is not None and self._process.stderr is not None
         self._process.stdout.close()
         self._process.stderr.close()
+        self.running.discard(self)
         return code
+
+    def discard(self) -> None:
+        """SIGKILL to the whole process group, whatever state it is in."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.stop()
 
     def kill_supervisor(self) -> None:
         """SIGKILL to the supervisor alone; its shards notice and drain by themselves."""

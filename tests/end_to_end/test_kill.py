@@ -24,13 +24,19 @@ class Writer(threading.Thread):
     """Records events without pause and notes which were acknowledged. What is refused is sent again, same id."""
 
     def __init__(self, address: str, number: int, stop: threading.Event) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.acknowledged: dict[str, tuple[str, str]] = {}
         self.sent: dict[str, tuple[str, str]] = {}
         self.failure: BaseException | None = None
         self._address = address
         self._number = number
         self._stop_event = stop
+        self._lock = threading.Lock()
+
+    def snapshot(self) -> dict[str, tuple[str, str]]:
+        """The events acknowledged so far, while the thread goes on."""
+        with self._lock:
+            return dict(self.acknowledged)
 
     def run(self) -> None:
         try:
@@ -56,29 +62,31 @@ class Writer(threading.Thread):
                 except ServerError:
                     continue
                 refused = []
-                for event, result in zip(waiting, receipt.results, strict=True):
-                    if result.outcome == event_pb2.EVENT_OUTCOME_REJECTED:
-                        assert result.error.reason in ("SHARD_UNREACHABLE", "SHUTTING_DOWN"), result
-                        refused.append(event)
-                    else:
-                        self.acknowledged[event.event_id] = (event.user_id, event.item_id)
+                with self._lock:
+                    for event, result in zip(waiting, receipt.results, strict=True):
+                        if result.outcome == event_pb2.EVENT_OUTCOME_REJECTED:
+                            assert result.error.reason in ("SHARD_UNREACHABLE", "SHUTTING_DOWN"), result
+                            refused.append(event)
+                        else:
+                            self.acknowledged[event.event_id] = (event.user_id, event.item_id)
                 waiting = refused
 
 
 def wait_for_progress(writers, server):
     """Returns once every user's shard acknowledges again: both are up, and under load."""
-    before = [dict(writer.acknowledged) for writer in writers]
+    before = [writer.snapshot() for writer in writers]
     deadline = time.monotonic() + 60
     while True:
         fresh = [
             user
             for writer, known in zip(writers, before, strict=True)
-            for event_id, (user, _) in list(writer.acknowledged.items())
+            for event_id, (user, _) in writer.snapshot().items()
             if event_id not in known
         ]
         if len({slot_of(user) < SLOT_COUNT // 2 for user in fresh}) == 2 and len(server.shard_pids()) == 2:
             return
         assert time.monotonic() < deadline, "no progress for a minute"
+        assert all(writer.failure is None for writer in writers), [writer.failure for writer in writers]
         time.sleep(0.01)
 
 
