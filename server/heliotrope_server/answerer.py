@@ -35,15 +35,23 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The reply to one Question; the lists are parallel, best first. `source` is that of heliotrope.v1.Source."""
+    """The reply to one Question; the lists are parallel, best first.
+
+    `sources` are those of heliotrope.v1.Source. `propensities` are the probabilities with which each item stood at its
+    place, given everything that was known before the draw: 1 where nothing was drawn. `rows` (k,) are the catalogue
+    rows of the items and `interests` (H, d) the interest vectors v_h that were scored with; a view, to be read at once.
+    """
 
     item_ids: list[str]
     scores: list[float]
     probabilities: list[float]
-    source: int
+    sources: list[int]
+    propensities: list[float]
     explanations: list[list[Contribution]]
     snapshot_version: str
     profile_version: str
+    rows: NDArray[np.int64]
+    interests: NDArray[np.float32]
 
 
 class Answerer:
@@ -66,13 +74,34 @@ class Answerer:
         self.serve(catalogue)
 
     def serve(self, catalogue: LiveCatalogue) -> None:
-        """Answers from this catalogue from now on."""
+        """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
         self._retriever: Retriever = make_retriever(catalogue)
-        self._live: tuple[Any, LiveView] | None = None
+        theta = np.array([catalogue.parameters.live_popularity_weight])
+        self.use_weights(catalogue.snapshot.scoring_matrices, theta)
+
+    def use_weights(self, scoring_matrices: NDArray[np.float32], theta: NDArray[np.float64]) -> None:
+        """Scores and explains with these weights from now on, until the next `serve`.
+
+        `scoring_matrices` (H, d, d) are the A_h; `theta` (K,) weighs the live terms of an item, of which there is one
+        today: log1p of its decayed event count. Both change the query side alone, so no index is touched. Raises
+        ValueError for other shapes and for values that are not finite.
+        """
+        catalogue = self.catalogue
+        matrices = np.array(scoring_matrices, dtype=np.float32)
+        weights = np.array(theta, dtype=np.float64)
+        expected = (catalogue.parameters.horizons, catalogue.dimension, catalogue.dimension)
+        if matrices.shape != expected or weights.shape != (1,):
+            raise ValueError(
+                f"weights of the shapes {matrices.shape} and {weights.shape}; expected {expected} and (1,)"
+            )
+        if not np.isfinite(matrices).all() or not np.isfinite(weights).all() or weights.min() < 0.0:
+            raise ValueError("weights must be finite, and those of live terms not negative")
+        self.scoring_matrices = matrices
+        self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
-        matrices = np.asarray(catalogue.snapshot.scoring_matrices)
-        self._stacked_matrices = np.ascontiguousarray(matrices.reshape(-1, catalogue.dimension))
+        self._stacked_matrices = matrices.reshape(-1, catalogue.dimension)
+        self._live: tuple[Any, LiveView] | None = None
 
     @property
     def retriever_description(self) -> str:
@@ -107,14 +136,21 @@ class Answerer:
                 scores = ranking.scores.astype(np.float64)
                 rows = ranking.rows.tolist()
                 profile, question = profiles[place], questions[place]
+                explanations: list[list[Contribution]] = []
+                if question.explain:
+                    matrices = self.scoring_matrices
+                    explanations = explain(profile, catalogue, matrices, rows, live.boosts, times[place])
                 answers[place] = Answer(
                     [catalogue.item_ids[row] for row in rows],
                     scores.tolist(),
                     (1.0 / (1.0 + np.exp(-scores))).tolist(),
-                    _source(profile),
-                    explain(profile, catalogue, rows, live.boosts, times[place]) if question.explain else [],
+                    [_source(profile)] * len(rows),
+                    [1.0] * len(rows),
+                    explanations,
                     catalogue.version,
                     self._clock.token(0 if profile is None else profile.lsn),
+                    ranking.rows,
+                    interests[place],
                 )
         self.recommend_count += len(questions)
         return [answers[place] for place in range(len(questions))]
@@ -135,7 +171,7 @@ class Answerer:
         exact = None if time_s is None else self._popularity.version
         key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
         if self._live is None or self._live[0] != key:
-            self._live = (key, live_view(self.catalogue, self._popularity.counts_at(at_s)))
+            self._live = (key, live_view(self.catalogue, self._popularity.counts_at(at_s), float(self.theta[0])))
         return self._live[1]
 
 

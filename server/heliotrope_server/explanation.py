@@ -38,15 +38,18 @@ class Contribution(NamedTuple):
 def explain(
     profile: Profile | None,
     catalogue: LiveCatalogue,
+    scoring_matrices: NDArray[np.float32],
     rows: Sequence[int],
     boosts: NDArray[np.float32],
     time_s: float,
 ) -> list[list[Contribution]]:
-    """The contributions to the score of each row, largest first by absolute value. `boosts` is by row."""
+    """The contributions to the score of each row, largest first by absolute value.
+
+    `scoring_matrices` (H, d, d) are the ones that were scored with; `boosts` is by row.
+    """
     parameters = catalogue.parameters
     items = np.array([catalogue.row_vector(row) for row in rows], dtype=np.float64)  # (k, d)
-    matrices = catalogue.snapshot.scoring_matrices.astype(np.float64)
-    towards = np.einsum("hde,ke->hdk", matrices, items)  # A_h x_i for each horizon and item
+    towards = np.einsum("hde,ke->hdk", scoring_matrices.astype(np.float64), items)  # A_h x_i for each horizon and item
 
     events = [] if profile is None else list(profile.events.values())
     prior = catalogue.prior if profile is None else profile.prior

@@ -63,9 +63,10 @@ class Retriever(Protocol):
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]: ...
 
 
-def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64]) -> LiveView:
-    """The view for decayed counts (n,) of the catalogue's rows."""
-    weight = catalogue.parameters.live_popularity_weight
+def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64], weight: float | None = None) -> LiveView:
+    """The view for decayed counts (n,) of the catalogue's rows; `weight` is gamma, None that of the snapshot."""
+    if weight is None:
+        weight = catalogue.parameters.live_popularity_weight
     boosts = np.zeros(len(counts), dtype=np.float32)
     trending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     outside = 0.0

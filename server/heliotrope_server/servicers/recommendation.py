@@ -95,8 +95,10 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             snapshot_version=answer.snapshot_version,
             profile_version=answer.profile_version,
         )
-        add, source = response.recommendations.add, answer.source
-        for item_id, score, probability in zip(answer.item_ids, answer.scores, answer.probabilities, strict=True):
+        add = response.recommendations.add
+        for item_id, score, probability, source in zip(
+            answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True
+        ):
             add(item_id=item_id, score=score, probability=probability, source=source)
         for recommendation, parts in zip(response.recommendations, answer.explanations, strict=False):
             for part in parts:
