@@ -26,6 +26,47 @@ class EngineSettings(BaseModel):
     """Recommendation requests that may wait in one shard; more are refused."""
 
 
+class LearningSettings(BaseModel):
+    """Online learning and the impression log; both are off by default."""
+
+    model_config = ConfigDict(frozen=True)
+
+    learn_online: bool = False
+    """Learn A_h and theta from feedback."""
+    impression_log_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the answers that are written to the impression log of the shard."""
+    impression_log_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """Size of a shard's impression log; the oldest segments go first."""
+    remembered_answers: Annotated[int, Field(ge=1)] = 50_000
+    """Answers that a shard remembers for feedback: about 3 KB each."""
+    feedback_window_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds for which an answer is remembered."""
+    learning_batch: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Examples in one step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Largest share of ||A_h|| that one step moves."""
+    learning_pull: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """Share of the way back to the snapshot's weights at each step."""
+    max_matrix_change: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Bound on ||A_h - A_h(snapshot)|| / ||A_h(snapshot)||, Frobenius norms."""
+    max_theta_change: Annotated[float, Field(ge=0)] = 0.25
+    """Bound on the change of each theta."""
+    user_examples: Annotated[int, Field(ge=1)] = 32
+    """Examples per user that count in one user window."""
+    user_window_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Length of the user window in seconds."""
+    user_batch_share: Annotated[float, Field(gt=0, le=1)] = 0.125
+    """Largest weight of one user in a step."""
+    promotion_examples: Annotated[int, Field(ge=16)] = 2000
+    """Examples after which shadow weights are compared with the active ones."""
+    promotion_users: Annotated[int, Field(ge=2)] = 100
+    """Users that these examples must come from."""
+    promotion_margin: Annotated[float, Field(ge=0)] = 0.0005
+    """By how much, in nats per example, the log loss must be lower beyond its error."""
+    promotion_errors: Annotated[float, Field(ge=0)] = 2.5
+    """How many standard errors, clustered by user."""
+
+
 class ServerSettings(BaseModel):
     """A whole server: where its data lies, where it listens, and its engine."""
 
@@ -41,6 +82,7 @@ class ServerSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     engine: EngineSettings = EngineSettings()
+    learning: LearningSettings = LearningSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
