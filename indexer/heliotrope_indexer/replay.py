@@ -88,10 +88,11 @@ class Replay:
         return interest
 
     def live_counts(self, parameters: Parameters) -> NDArray[np.float32]:
-        """Decayed counts of positive-gain events before each target's time (U, n)."""
-        positive = event_gains(self._events, parameters) > 0
-        rows, times = self._events.row[positive], self._events.time[positive]
+        """Decayed numbers of users with a positive-gain event before each target's time (U, n)."""
+        counted = self._events.select(event_gains(self._events, parameters) > 0)
+        rows, times = counted.row, counted.time
         half_life = parameters.popularity_half_life_s
+        fresh = counted_weights(counted, self.n, half_life)
         counts = np.zeros(self.n)
         answer = np.empty((self.users, self.n), dtype=np.float32)
         done, now = 0, float(times[0]) if len(times) else 0.0
@@ -100,7 +101,8 @@ class Replay:
             upto = int(np.searchsorted(times, time, side="left"))
             counts *= np.exp2(-max(time - now, 0.0) / half_life)
             if upto > done:
-                np.add.at(counts, rows[done:upto], np.exp2(-(time - times[done:upto]) / half_life))
+                ages = time - times[done:upto]
+                np.add.at(counts, rows[done:upto], fresh[done:upto] * np.exp2(-ages / half_life))
                 done = upto
             now = time
             answer[user] = counts
@@ -154,6 +156,21 @@ class Replay:
         user, row = flat // self.n, flat % self.n
         other = row != self.target_row[user]
         return user[other], row[other]
+
+
+def counted_weights(events: EventTable, n: int, half_life_s: float) -> NDArray[np.float64]:
+    """What each positive event (E,) adds to the live count of its item at its own time.
+
+    A user counts once per item, by their newest event: one that follows another of theirs after t seconds adds only
+    what has decayed since, `1 - 2^(-t / half_life)`. Summed with decay that is one per user, whatever they repeat.
+    """
+    pairs = events.user * n + events.row
+    order = np.argsort(pairs, kind="stable")  # by time within a pair, as the events are
+    repeated = np.flatnonzero(pairs[order][1:] == pairs[order][:-1]) + 1
+    weights = np.ones(len(events))
+    gaps_s = events.time[order[repeated]] - events.time[order[repeated - 1]]
+    weights[order[repeated]] = -np.expm1(-gaps_s * np.log(2.0) / half_life_s)
+    return weights
 
 
 def event_gains(events: EventTable, parameters: Parameters) -> NDArray[np.float64]:

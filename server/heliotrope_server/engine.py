@@ -239,12 +239,18 @@ class Engine:
                 ),
             )
         if applied is Applied.RECORDED:
-            counted, sign = (undone, -1) if event.kind == EventKind.UNDO else (event, 1)
-            if counted is not None and self._is_positive(counted):
-                row = catalogue.row_of(counted.item_id)
-                self.popularity.add(counted.item_id, row, counted.time_s, sign)
+            touched = undone if event.kind == EventKind.UNDO else event
+            if touched is not None and self._is_positive(touched):
+                before, after = profile.count(touched) if touched is event else profile.uncount(touched, catalogue)
+                self._count(touched.item_id, before, after)
             profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
         return EventFate(applied)
+
+    def _count(self, item_id: str, before_us: int | None, after_us: int | None) -> None:
+        """Live popularity of an item for which a user counted by one event and now counts by another."""
+        before_s = None if before_us is None else before_us / 1e6
+        after_s = None if after_us is None else after_us / 1e6
+        self.popularity.move(item_id, self.catalogue.row_of(item_id), before_s, after_s)
 
     def _is_positive(self, event: UserEvent) -> bool:
         return self.catalogue.parameters.gain(KIND_NAMES[event.kind], event.value) > 0.0
@@ -328,6 +334,9 @@ class Engine:
 
     def _apply_delete(self, user_id: str, lsn: int) -> int:
         profile = self.store.get(user_id, self.catalogue)
+        if profile is not None:
+            for item_id, time_us in profile.counted.items():
+                self._count(item_id, time_us, None)
         self.store.delete(user_id)
         self.applied_lsn = lsn
         return 0 if profile is None else profile.event_count

@@ -1,9 +1,10 @@
-"""Live popularity: the decayed number of recent positive events of every item.
+"""Live popularity: the decayed number of users with a recent positive event on every item.
 
-    count_i(t) = sum over positive events e of item i of 2^(-(t - t_e) / T)
+    count_i(t) = sum over users u of 2^(-(t - t_ui) / T),    t_ui: u's newest positive event on item i
 
-kept by forward decay like the interest sums. Each shard counts the events of its own users and hears of the others'
-counts from its peers; the served count is the sum.
+kept by forward decay like the interest sums. A user counts at most once, however many events they send: an event moves
+them from their older time to the newer one. Each shard counts its own users and hears of the others' counts from its
+peers; the served count is the sum.
 """
 
 import numpy as np
@@ -27,16 +28,25 @@ class LivePopularity:
         self._peers: dict[int, dict[str, float]] = {}
         self._counts: NDArray[np.float64] = np.zeros(0)
 
-    def add(self, item_id: str, row: int | None, time_s: float, sign: int = 1) -> None:
-        """Counts one positive event, or takes it back."""
-        if time_s - self.landmark_s > MAX_EXPONENT * self.half_life_s:
-            self.move_landmark(time_s)
-        weight = sign * power_of_two((time_s - self.landmark_s) / self.half_life_s)
+    def add(self, item_id: str, row: int | None, time_s: float) -> None:
+        """Counts one user whose newest positive event on the item is at `time_s`."""
+        self.move(item_id, row, None, time_s)
+
+    def move(self, item_id: str, row: int | None, from_s: float | None, to_s: float | None) -> None:
+        """Counts one user by another event than before. `from_s` None: not counted before; `to_s` None: no longer."""
+        if from_s == to_s:
+            return
+        if to_s is not None and to_s - self.landmark_s > MAX_EXPONENT * self.half_life_s:
+            self.move_landmark(to_s)
+        weight = self._weight(to_s) - self._weight(from_s)
         self.own[item_id] = max(0.0, self.own.get(item_id, 0.0) + weight)
         self.version += 1
         self.changed_at[item_id] = self.version
         if row is not None:
             self._counts[row] = max(0.0, self._counts[row] + weight)
+
+    def _weight(self, time_s: float | None) -> float:
+        return 0.0 if time_s is None else power_of_two((time_s - self.landmark_s) / self.half_life_s)
 
     def move_landmark(self, landmark_s: float) -> None:
         """Restates all counts relative to another moment; every item counts as changed."""

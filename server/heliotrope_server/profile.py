@@ -47,6 +47,7 @@ class Profile:
     __slots__ = (
         "_seen_key",
         "_seen_rows",
+        "counted",
         "declared_interests",
         "declared_model_version",
         "declared_pooled",
@@ -54,7 +55,7 @@ class Profile:
         "folded",
         "folded_count",
         "folded_ids",
-        "folded_item_ids",
+        "folded_items",
         "folded_newest_s",
         "folded_version",
         "generation",
@@ -76,7 +77,10 @@ class Profile:
         self.folded_count = 0
         self.folded_newest_s = 0.0
         self.folded_ids: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
-        self.folded_item_ids: set[str] = set()
+        # Item id -> time in us of its newest folded event with a positive gain, 0 if it has none.
+        self.folded_items: dict[str, int] = {}
+        # Item id -> time in us of the one event by which this user counts in the item's live popularity.
+        self.counted: dict[str, int] = {}
         self.declared_interests: tuple[str, ...] = ()
         self.declared_pooled: NDArray[np.float32] | None = None
         self.declared_model_version = ""
@@ -114,12 +118,40 @@ class Profile:
         _accumulate(self.folded, leaving, space)
         for event in leaving:
             del self.events[event.event_id]
-            self.folded_item_ids.add(event.item_id)
+            time_us = event.time_us if self._is_positive(event, space) else 0
+            self.folded_items[event.item_id] = max(self.folded_items.get(event.item_id, 0), time_us)
         self.folded_count += len(leaving)
         self.folded_newest_s = max(self.folded_newest_s, leaving[-1].time_s)
         fresh = np.array([_id_hash(event.event_id) for event in leaving], dtype=np.uint64)
         self.folded_ids = np.union1d(self.folded_ids, fresh)
         self.undone = {event_id: time_us for event_id, time_us in self.undone.items() if time_us / 1e6 >= keep_after_s}
+
+    def count(self, event: UserEvent) -> tuple[int | None, int | None]:
+        """Counts a recorded positive event: (time in us that counted for its item before, time that counts now).
+
+        A user counts once per item, by their newest positive event on it: whatever the order of arrival.
+        """
+        before = self.counted.get(event.item_id)
+        after = event.time_us if before is None else max(before, event.time_us)
+        self.counted[event.item_id] = after
+        return before, after
+
+    def uncount(self, event: UserEvent, space: ItemSpace) -> tuple[int | None, int | None]:
+        """Takes a positive event back, after its undo: (before, now) as `count`; None: the user no longer counts."""
+        before = self.counted.get(event.item_id)
+        if before != event.time_us:
+            return before, before
+        times = [
+            other.time_us
+            for other in self.events.values()
+            if other.item_id == event.item_id and self._is_positive(other, space)
+        ]
+        after = max(times, default=0) or self.folded_items.get(event.item_id, 0) or None
+        if after is None:
+            del self.counted[event.item_id]
+        else:
+            self.counted[event.item_id] = after
+        return before, after
 
     def rederive(self, space: ItemSpace) -> None:
         """Computes the sums afresh from the events, for another snapshot or after loading. Exact inside the ring.
@@ -162,7 +194,7 @@ class Profile:
         """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
         key = (*catalogue_version, self.lsn)
         if key != self._seen_key:
-            ids = self.folded_item_ids | {event.item_id for event in self.events.values()}
+            ids = self.folded_items.keys() | {event.item_id for event in self.events.values()}
             rows = [row for row in map(row_of, ids) if row is not None]
             self._seen_rows = np.array(rows, dtype=np.int64)
             self._seen_key = key
@@ -179,6 +211,9 @@ class Profile:
         folded = max(self.folded.masses_at(self.newest_s, parameters.half_lives_s))
         total = max(self.total.masses_at(self.newest_s, parameters.half_lives_s))
         return min(1.0, folded / total) if total > 0.0 else 0.0
+
+    def _is_positive(self, event: UserEvent, space: ItemSpace) -> bool:
+        return space.parameters.gain(KIND_NAMES[event.kind], event.value) > 0.0
 
     def _add(self, event: UserEvent, space: ItemSpace, sign: int) -> None:
         vector = space.vector(event.item_id)

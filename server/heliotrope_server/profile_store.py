@@ -223,7 +223,9 @@ def encode_profile(profile: Profile) -> bytes:
         "folded_count": profile.folded_count,
         "folded_newest_s": profile.folded_newest_s,
         "folded_ids": profile.folded_ids.tobytes(),
-        "folded_items": sorted(profile.folded_item_ids),
+        "folded_items": list(profile.folded_items),
+        "folded_times_us": list(profile.folded_items.values()),
+        "counted": profile.counted,
         "declared": profile.declared_interests,
         "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
         "declared_model": profile.declared_model_version,
@@ -257,7 +259,10 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
     profile.folded_count = body["folded_count"]
     profile.folded_newest_s = body["folded_newest_s"]
     profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
-    profile.folded_item_ids = set(body["folded_items"])
+    folded_items = body["folded_items"]
+    # Profiles written before each user counted once per item know no times: what they counted decays away.
+    profile.folded_items = dict(zip(folded_items, body.get("folded_times_us", [0] * len(folded_items)), strict=True))
+    profile.counted = body.get("counted", {})
     profile.declared_interests = tuple(body["declared"])
     if body["declared_pooled"] is not None:
         shape, pooled = body["declared_pooled"]

@@ -43,11 +43,12 @@ def naive_scores(
         query += interest / mass @ matrix
     scores = []
     for item in range(N):
-        count = sum(
-            2 ** (-(at - events.time[event]) / PARAMETERS.popularity_half_life_s)
+        newest = {
+            int(events.user[event]): float(events.time[event])
             for event in range(len(events))
             if events.row[event] == item and gain[event] > 0 and events.time[event] < at
-        )
+        }
+        count = sum(2 ** (-(at - time) / PARAMETERS.popularity_half_life_s) for time in newest.values())
         scores.append(float(query @ vectors[item] + bias[item] + 0.3 * math.log1p(count)))
     return scores
 

@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_definition_in_any_order():
 
 def test_an_event_taken_back_is_not_counted():
     popularity = make([("a", 100.0), ("a", 200.0)])
-    popularity.add("a", 0, 200.0, sign=-1)
+    popularity.move("a", 0, 200.0, None)
     assert popularity.counts_at(100.0)[0] == pytest.approx(1.0)
 
 

@@ -64,6 +64,54 @@ def test_an_undo_may_come_before_or_after_its_event(space, events, undone, rando
     assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
 
 
+@given(EVENTS, st.sets(st.sampled_from(IDS)), st.booleans(), st.randoms(use_true_random=False))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_user_counts_by_the_newest_positive_event_that_stands_in_any_order(space, events, undone, stored, random):
+    undos = [UserEvent("u", f"undo-{each}", EventKind.UNDO, "", 1.0, round(NOW_S * 1e6), each) for each in undone]
+    arriving = events + undos + random.sample(events, len(events) // 2)
+    random.shuffle(arriving)
+    profile = Profile("u", space)
+    counted: dict[str, int | None] = {}
+
+    def positive(event):
+        return space.parameters.gain(EventKind(event.kind).parameter_name, event.value) > 0.0
+
+    for event in arriving:
+        applied, taken_back = profile.apply(event, space)
+        if stored:
+            profile = decode_profile("u", encode_profile(profile), space)
+        touched = taken_back if event.kind == EventKind.UNDO else event
+        if applied is Applied.RECORDED and touched is not None and positive(touched):
+            if touched is event:
+                before, counted_now = profile.count(touched)
+            else:
+                before, counted_now = profile.uncount(touched, space)
+            assert before == counted.get(touched.item_id)
+            counted[touched.item_id] = counted_now
+    wanted: dict[str, int] = {}
+    for event in events:
+        if event.event_id not in undone and positive(event):
+            wanted[event.item_id] = max(wanted.get(event.item_id, 0), event.time_us)
+    assert {item: time for item, time in counted.items() if time is not None} == wanted == profile.counted
+
+
+def test_the_newest_of_the_folded_events_counts_when_the_later_one_is_taken_back(space):
+    profile = Profile("u", space)
+    for number in range(40):
+        event = UserEvent("u", f"f{number}", EventKind.CLICK, f"i{number % 4}", 1.0, number * 1_000_000)
+        profile.apply(event, space)
+        profile.count(event)
+        profile.fold(8, NOW_S, space)
+    standing = [event for event in profile.events.values() if event.item_id == "i3"]
+    assert standing
+    for event in reversed(standing):
+        _, undone = profile.apply(
+            UserEvent("u", f"x{event.event_id}", EventKind.UNDO, "", 1.0, 0, event.event_id), space
+        )
+        profile.uncount(undone, space)
+    assert profile.counted["i3"] == profile.folded_items["i3"] > 0
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_folding_changes_no_interest_vector(space, seed):
@@ -110,7 +158,8 @@ def test_a_stored_profile_comes_back_the_same(space):
     twin = decode_profile("u0", encode_profile(profile), space)
     assert twin.events == profile.events
     assert twin.undone == profile.undone
-    assert twin.folded_item_ids == profile.folded_item_ids
+    assert twin.folded_items == profile.folded_items
+    assert twin.counted == profile.counted
     assert (twin.lsn, twin.folded_count, twin.newest_s) == (profile.lsn, profile.folded_count, profile.newest_s)
     assert twin.declared_interests == profile.declared_interests
     np.testing.assert_allclose(

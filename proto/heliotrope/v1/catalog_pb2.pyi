@@ -190,7 +190,7 @@ class GetItemResponse(_message.Message):
     bias: _builtins.float
     """Its bias b_i."""
     live_event_count: _builtins.float
-    """Its live popularity: the decayed number of recent events, now."""
+    """Its live popularity: the decayed number of users by their newest positive event on it, now."""
     @_builtins.property
     def item(self) -> Global___Item:
         """The item."""
