@@ -1,7 +1,7 @@
 """The asyncio client of a Heliotrope server."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,7 +14,7 @@ from heliotrope.errors import ServerError, UnavailableError, UnsupportedError, f
 from heliotrope.event import Event, EventTypeName, Time
 from heliotrope.retry import Attempts, RetryPolicy
 from heliotrope.shard_map import Router
-from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, profile_pb2, recommendation_pb2
+from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, feedback_pb2, profile_pb2, recommendation_pb2
 
 Part = TypeVar("Part")
 Reply = TypeVar("Reply")
@@ -183,6 +183,16 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
+    async def record_feedback(
+        self, user_id: str, request_id: str, rewards: Mapping[str, float], *, timeout_s: float | None = None
+    ) -> feedback_pb2.RecordFeedbackResponse:
+        """Says what came of an answer: a reward from 0 to 1 by item id, 1 for an item that was chosen.
+
+        Items above the last chosen one that are not named count as seen and left, unless a reward is 0: then only what
+        is named counts. Sending it again changes nothing. Raises NotFoundError for an answer that is too old.
+        """
+        return await self._run(calls.record_feedback(user_id, request_id, rewards), timeout_s)
+
     async def get_profile(
         self, user_id: str, *, read_time: Time | None = None, timeout_s: float | None = None
     ) -> profile_pb2.Profile:
@@ -262,6 +272,10 @@ class AsyncClient:
     async def roll_back_snapshot(self, *, timeout_s: float = 300.0) -> str:
         """Goes back to the snapshot served before; returns its version."""
         return (await self._run(calls.roll_back_snapshot(), timeout_s)).snapshot_version
+
+    async def roll_back_weights(self, *, timeout_s: float = 60.0) -> int:
+        """Goes back from the learned weights in use to those before; returns their version, 0 for the snapshot's."""
+        return (await self._run(calls.roll_back_weights(), timeout_s)).weights_version
 
     async def close(self) -> None:
         """Closes the connections; calls in progress are cancelled."""

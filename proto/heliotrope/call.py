@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from heliotrope.connection import AsyncStubs, Stubs
 from heliotrope.errors import ServerError, from_element
 from heliotrope.event import Event, EventTypeName, Time, new_event_id, to_timestamp
-from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, profile_pb2, recommendation_pb2
+from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, feedback_pb2, profile_pb2, recommendation_pb2
 
 MAX_BATCH_USERS = 256
 MAX_BATCH_EVENTS = 1_000
@@ -170,6 +170,19 @@ def stream_receipt(events: Sequence[Event], reply: event_pb2.StreamEventsRespons
     return receipt(events, reply.response) if reply.HasField("response") else from_element(reply.error)
 
 
+def record_feedback(
+    user_id: str, request_id: str, rewards: Mapping[str, float]
+) -> Call[feedback_pb2.RecordFeedbackResponse]:
+    """Idempotent: the server counts each item of an answer once."""
+    items = [feedback_pb2.ItemFeedback(item_id=item_id, reward=reward) for item_id, reward in rewards.items()]
+    return Call(
+        lambda stubs: stubs.feedback.RecordFeedback,
+        feedback_pb2.RecordFeedbackRequest(user_id=user_id, request_id=request_id, items=items),
+        feedback_pb2.RecordFeedbackResponse,
+        user_id=user_id,
+    )
+
+
 def get_profile(user_id: str, read_time: Time | None) -> Call[profile_pb2.GetProfileResponse]:
     request = profile_pb2.GetProfileRequest(user_id=user_id, read_time=to_timestamp(read_time))
     return Call(lambda stubs: stubs.profile.GetProfile, request, profile_pb2.GetProfileResponse, user_id=user_id)
@@ -252,5 +265,14 @@ def roll_back_snapshot() -> Call[admin_pb2.RollBackSnapshotResponse]:
         lambda stubs: stubs.admin.RollBackSnapshot,
         admin_pb2.RollBackSnapshotRequest(),
         admin_pb2.RollBackSnapshotResponse,
+        idempotent=False,
+    )
+
+
+def roll_back_weights() -> Call[admin_pb2.RollBackWeightsResponse]:
+    return Call(
+        lambda stubs: stubs.admin.RollBackWeights,
+        admin_pb2.RollBackWeightsRequest(),
+        admin_pb2.RollBackWeightsResponse,
         idempotent=False,
     )

@@ -1,4 +1,4 @@
-"""Channels to a server: addresses, TLS, and the stubs of the five services on one channel."""
+"""Channels to a server: addresses, TLS, and the stubs of the six services on one channel."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from heliotrope.errors import ConnectionSettingsError
 from heliotrope.v1.admin_pb2_grpc import AdminServiceStub
 from heliotrope.v1.catalog_pb2_grpc import CatalogServiceStub
 from heliotrope.v1.event_pb2_grpc import EventServiceStub
+from heliotrope.v1.feedback_pb2_grpc import FeedbackServiceStub
 from heliotrope.v1.profile_pb2_grpc import ProfileServiceStub
 from heliotrope.v1.recommendation_pb2_grpc import RecommendationServiceStub
 
@@ -52,12 +53,13 @@ class Tls:
 
 
 class Stubs:
-    """The stubs of the five services on one channel."""
+    """The stubs of the six services on one channel."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
         self.recommendation = RecommendationServiceStub(channel)
         self.event = EventServiceStub(channel)
+        self.feedback = FeedbackServiceStub(channel)
         self.profile = ProfileServiceStub(channel)
         self.catalog = CatalogServiceStub(channel)
         self.admin = AdminServiceStub(channel)
@@ -70,6 +72,7 @@ class AsyncStubs:
         self.channel = channel
         self.recommendation = RecommendationServiceStub(channel)
         self.event = EventServiceStub(channel)
+        self.feedback = FeedbackServiceStub(channel)
         self.profile = ProfileServiceStub(channel)
         self.catalog = CatalogServiceStub(channel)
         self.admin = AdminServiceStub(channel)

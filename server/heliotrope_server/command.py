@@ -13,10 +13,11 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 from heliotrope_export.errors import ExportError
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_server.errors import ServerError
-from heliotrope_server.settings import EngineSettings, ServerSettings
+from heliotrope_server.settings import EngineSettings, LearningSettings, ServerSettings
 from heliotrope_server.supervisor import Supervisor
 
 _DEFAULTS = EngineSettings()
+_LEARNING = LearningSettings()
 
 
 class ServeOptions(BaseSettings):
@@ -30,6 +31,7 @@ class ServeOptions(BaseSettings):
         env_prefix="HELIOTROPE_SERVE_",
         cli_prog_name="heliotrope serve",
         cli_kebab_case=True,
+        cli_implicit_flags=True,
         cli_hide_none_type=True,
     )
 
@@ -54,14 +56,41 @@ class ServeOptions(BaseSettings):
         _DEFAULTS.max_waiting_requests,
         description="requests that may wait in a shard before more are refused",
     )
+    learn_online: bool = Field(
+        False, description="learn the scoring weights from feedback, behind guard rails (docs/decisions/0006)"
+    )
+    impression_log_share: float = Field(
+        _LEARNING.impression_log_share, description="share of the answers to write to the impression log, 0 to 1"
+    )
+    impression_log_bytes: int = Field(
+        _LEARNING.impression_log_bytes, description="size of the impression log of a shard; the oldest go first"
+    )
+    remembered_answers: int = Field(
+        _LEARNING.remembered_answers, description="answers that a shard remembers for feedback, about 3 KB each"
+    )
+    feedback_window_s: float = Field(
+        _LEARNING.feedback_window_s, description="seconds for which an answer is remembered for feedback"
+    )
+    learning_rate: float = Field(
+        _LEARNING.learning_rate, description="largest share of the weights that one step of learning moves"
+    )
+    max_matrix_change: float = Field(
+        _LEARNING.max_matrix_change, description="bound on how far learning can move A_h, as a share of its norm"
+    )
+    user_examples: int = Field(_LEARNING.user_examples, description="examples of one user that count in an hour")
+    promotion_examples: int = Field(
+        _LEARNING.promotion_examples, description="examples on which learned weights must prove better to be served"
+    )
+    promotion_users: int = Field(_LEARNING.promotion_users, description="users that these examples must come from")
     drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain; with --tls-key turns TLS on")
     tls_key: Path | None = Field(None, description="PEM private key")
 
     def server_settings(self) -> ServerSettings:
         engine = {name: getattr(self, name) for name in EngineSettings.model_fields}
-        own = {name: getattr(self, name) for name in ServerSettings.model_fields if name != "engine"}
-        return ServerSettings(**own, engine=EngineSettings(**engine))
+        learning = {name: getattr(self, name) for name in LearningSettings.model_fields if hasattr(self, name)}
+        own = {name: getattr(self, name) for name in ServerSettings.model_fields if hasattr(self, name)}
+        return ServerSettings(**own, engine=EngineSettings(**engine), learning=LearningSettings(**learning))
 
 
 def main(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ from heliotrope_server.errors import (
     StartError,
 )
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent, check_id
+from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.micro_batcher import MicroBatcher, Timed
 from heliotrope_server.popularity import LivePopularity
@@ -77,6 +78,8 @@ class Engine:
         self.embedder = embedder
         self.clock = clock
         self.popularity = LivePopularity(catalogue.parameters.popularity_half_life_s)
+        # Set by whoever starts the engine, once it has recovered; None: nothing is learned and no answer is noted.
+        self.learning: OnlineLearning | None = None
         self.event_count = 0
         self.applied_lsn = 0
         self._wall_clock = wall_clock
@@ -314,6 +317,8 @@ class Engine:
             return self._apply_delete(user_id, lsn)
 
         count: int = await self._log.append([[RECORD_DELETE, PLAIN_KEY_ID, user_id]], apply)
+        if self.learning is not None:
+            self.learning.forget(user_id)
         await self.checkpoint()
         return count
 
@@ -369,6 +374,8 @@ class Engine:
         self.popularity.bind(catalogue.rows, catalogue.size)
         self.catalogue = catalogue
         self.answerer.serve(catalogue)
+        if self.learning is not None:
+            self.learning.adopt(catalogue)
 
     async def _refresh_stale_pooled(self) -> None:
         """Embeds live items anew that were embedded with another model."""

@@ -7,6 +7,9 @@ ServerError
 │   ├── VersionNotAvailableError
 │   ├── SnapshotUnusableError
 │   ├── EncoderNotLoadedError
+│   ├── UnknownRequestError
+│   ├── FeedbackOffError
+│   ├── WeightsUnchangedError
 │   ├── OverloadedError
 │   ├── DeadlinePassedError
 │   ├── StorageFailedError
@@ -66,6 +69,24 @@ class SnapshotUnusableError(RequestError):
 
 class EncoderNotLoadedError(RequestError):
     """The call needs the text encoder and the server was started without a model."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class UnknownRequestError(RequestError):
+    """Feedback names an answer that is not, or no longer, remembered."""
+
+    code = "NOT_FOUND"
+
+
+class FeedbackOffError(RequestError):
+    """Feedback was sent to a server that neither learns nor logs impressions."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class WeightsUnchangedError(RequestError):
+    """There are no learned weights to go back from."""
 
     code = "FAILED_PRECONDITION"
 

@@ -3,7 +3,8 @@
     DATA/LOCK                      held by the server that runs
     DATA/layout.json               the current generation; written aside and renamed
     DATA/catalogue/                the catalogue log, shared by all shards
-    DATA/<generation>/shard-000/   log/ and profiles/ of one shard, and the LOCK of its process
+    DATA/weights/                  learned weights, shared by all shards (see learning.weight_store)
+    DATA/<generation>/shard-000/   log/, profiles/ and impressions/ of one shard, and the LOCK of its process
 
 A user belongs to a hash slot and a shard owns a range of slots. Starting with another number of shards copies every
 profile into a new generation; the logs of the old one stay, because the next rebuild reads them.
@@ -193,6 +194,15 @@ def _new_generation() -> str:
 
 def log_folders(data: Path) -> list[Path]:
     """Every event log of the folder, of all generations, oldest generation first. Raises DataFolderError."""
+    return [folder / "log" for folder in _shard_folders(data)]
+
+
+def impression_folders(data: Path) -> list[Path]:
+    """Every impression log of the folder that exists, as log_folders: what `read_impressions` reads."""
+    return [folder / "impressions" for folder in _shard_folders(data) if (folder / "impressions").is_dir()]
+
+
+def _shard_folders(data: Path) -> list[Path]:
     layout = read_layout(data)
     if layout is None:
         raise DataFolderError(f"{data} is no data folder of a server: it has no {LAYOUT_FILE}")
@@ -200,4 +210,4 @@ def log_folders(data: Path) -> list[Path]:
         *((generation, range(len(shards))) for generation, shards in layout.ancestors.items()),
         (layout.generation, range(layout.shards)),
     ]
-    return [data / generation / f"shard-{index:03d}" / "log" for generation, shards in generations for index in shards]
+    return [data / generation / f"shard-{index:03d}" for generation, shards in generations for index in shards]

@@ -13,6 +13,7 @@ from heliotrope.v1 import (
     admin_pb2_grpc,
     catalog_pb2_grpc,
     event_pb2_grpc,
+    feedback_pb2_grpc,
     profile_pb2_grpc,
     recommendation_pb2_grpc,
 )
@@ -41,6 +42,7 @@ class Peer:
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
         self.recommendations = recommendation_pb2_grpc.RecommendationServiceStub(self._channel)
         self.events = event_pb2_grpc.EventServiceStub(self._channel)
+        self.feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self.profiles = profile_pb2_grpc.ProfileServiceStub(self._channel)
         self.catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self._channel)
@@ -72,6 +74,10 @@ class Peers:
     def catalogue_writer(self) -> Peer | None:
         """The shard that writes the catalogue log, shard 0; None: this one."""
         return self._by_index.get(0)
+
+    def of(self, index: int) -> Peer | None:
+        """A shard by its index; None: this one."""
+        return self._by_index.get(index)
 
     async def close(self) -> None:
         for peer in self.others:

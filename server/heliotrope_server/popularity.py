@@ -123,3 +123,7 @@ class LivePopularity:
     def counts_at(self, time_s: float) -> NDArray[np.float64]:
         """count_i(t) by catalogue row, (n,)."""
         return self._counts * power_of_two((self.landmark_s - time_s) / self.half_life_s)
+
+    def counts_of(self, rows: NDArray[np.int64], time_s: float) -> NDArray[np.float64]:
+        """count_i(t) of some rows, (k,); O(k)."""
+        return self._counts[rows] * power_of_two((self.landmark_s - time_s) / self.half_life_s)

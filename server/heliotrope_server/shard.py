@@ -27,6 +27,8 @@ from heliotrope.v1 import (
     catalog_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
     profile_pb2,
     profile_pb2_grpc,
     recommendation_pb2,
@@ -39,6 +41,8 @@ from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
+from heliotrope_server.learning.online import OnlineLearning
+from heliotrope_server.learning_exchange import LEADER, announce_weights, forward_for_ever
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
@@ -47,6 +51,7 @@ from heliotrope_server.servicers import (
     AdminServicer,
     CatalogServicer,
     EventServicer,
+    FeedbackServicer,
     PeerServicer,
     ProfileServicer,
     RecommendationServicer,
@@ -61,6 +66,7 @@ SWITCH_INTERVAL_S = 0.0005
 _SERVICES = [
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
     event_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
     profile_pb2.DESCRIPTOR.services_by_name["ProfileService"].full_name,
     catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
@@ -115,6 +121,7 @@ class Shard:
         await engine.start(partial(learn_old_maps, store))
         activation = Activation(engine, store)
         peers = Peers(settings.index, settings.sockets)
+        engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()
 
         internal = self._grpc_server(engine, activation, store, peers, catalogue_log, public=False)
@@ -129,6 +136,7 @@ class Shard:
         await public.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
+        forward = self._start_learning(engine.learning, peers)
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -145,12 +153,43 @@ class Shard:
         await public.stop(server.drain_s)
         await internal.stop(server.drain_s)
         exchange.cancel()
+        if forward is not None:
+            forward.cancel()
+        if engine.learning is not None:
+            await engine.learning.stop()
         await peers.close()
         await engine.stop()
         if catalogue_log is not None:
             catalogue_log.close()
         lock.close()
         logger.info("shard %d drained at LSN %d", settings.index, engine.applied_lsn)
+
+    def _learning(self, engine: Engine, peers: Peers, folder: Path) -> OnlineLearning | None:
+        """Online learning or the impression log, if either is on. Needs an engine that has started."""
+        server = self._settings.server
+        if not (server.learning.learn_online or server.learning.impression_log_share):
+            return None
+        leads = self._settings.index == LEADER
+        announce = partial(announce_weights, peers) if leads else None
+        return OnlineLearning(
+            folder,
+            server.data / "weights",
+            engine.answerer,
+            engine.popularity,
+            server.learning,
+            engine.now_s,
+            announce,
+        )
+
+    def _start_learning(self, learning: OnlineLearning | None, peers: Peers) -> "asyncio.Task[None] | None":
+        """Starts it; returns the task that carries examples to the leader, where that is another shard."""
+        if learning is None:
+            return None
+        learning.start()
+        leader = peers.of(LEADER)
+        if learning.keeper is None or leader is None:
+            return None
+        return asyncio.create_task(forward_for_ever(learning, leader))
 
     def _grpc_server(
         self,
@@ -170,6 +209,7 @@ class Shard:
             RecommendationServicer(engine, router), server
         )
         event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(engine, router), server)
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(engine, router, catalogue_log), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(

@@ -202,6 +202,17 @@ def test_streams_answer_in_order_and_go_on_after_an_error(connect: Connect, shar
         list(client.recommend_stream(["u1"]))
 
 
+def test_feedback_goes_to_the_owner_and_is_sent_again_when_told_to(connect: Connect, shards: list[Shard]) -> None:
+    client = connect(shards[0].address)
+    for user in USERS[:10]:
+        shard = shards[owner(user)]
+        shard.failures.append(failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_s=0.001))
+        reply = client.record_feedback(user, f"r-{user}", {"m1": 1.0, "m2": 0.25})
+        assert (reply.recorded_count, reply.duplicate_count) == (2, 0)
+        assert shard.feedback[f"r-{user}"] == {"m1": 1.0, "m2": 0.25}
+        assert client.record_feedback(user, f"r-{user}", {"m1": 1.0}).duplicate_count == 1
+
+
 def test_profiles_catalogue_and_admin(connect: Connect, shards: list[Shard]) -> None:
     client = connect(shards[0].address)
     client.record_event("u1", "m1", event_id="e1")
@@ -218,6 +229,7 @@ def test_profiles_catalogue_and_admin(connect: Connect, shards: list[Shard]) -> 
     assert client.list_snapshots()[0].snapshot_version == "v1"
     assert client.activate_snapshot("v1").snapshot_version == "v1"
     assert client.roll_back_snapshot() == "v0"
+    assert client.roll_back_weights() == 2
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:0", "localhost:x", "http://localhost:1"])

@@ -24,6 +24,8 @@ from heliotrope.v1 import (
     catalog_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
     profile_pb2,
     profile_pb2_grpc,
     recommendation_pb2,
@@ -38,6 +40,7 @@ class Shard:
     """What one shard holds and was asked; `failures` are answered first, one per call."""
 
     events: dict[str, dict[str, event_pb2.Event]] = field(default_factory=lambda: defaultdict(dict))
+    feedback: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     calls: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     failures: list[status_pb2.Status] = field(default_factory=list)
     status: admin_pb2.GetServingStatusResponse = field(default_factory=admin_pb2.GetServingStatusResponse)
@@ -70,6 +73,7 @@ def toy_server(
         toy = ToyServicer(shard)
         recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(toy, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(toy, server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(toy, server)
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(toy, server)
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(toy, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(toy, server)
@@ -115,11 +119,12 @@ def owner(user_id: str, shard_count: int = 2) -> int:
 class ToyServicer(
     recommendation_pb2_grpc.RecommendationServiceServicer,
     event_pb2_grpc.EventServiceServicer,
+    feedback_pb2_grpc.FeedbackServiceServicer,
     profile_pb2_grpc.ProfileServiceServicer,
     catalog_pb2_grpc.CatalogServiceServicer,
     admin_pb2_grpc.AdminServiceServicer,
 ):
-    """All five services of one shard."""
+    """All six services of one shard."""
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
@@ -204,6 +209,15 @@ class ToyServicer(
             else:
                 yield event_pb2.StreamEventsResponse(response=self._record(batch))
 
+    def RecordFeedback(self, request: Any, context: Any) -> Any:
+        self._enter("RecordFeedback", context, request.user_id)
+        known = self.shard.feedback[request.request_id]
+        fresh = [item for item in request.items if item.item_id not in known]
+        known.update({item.item_id: item.reward for item in fresh})
+        return feedback_pb2.RecordFeedbackResponse(
+            recorded_count=len(fresh), duplicate_count=len(request.items) - len(fresh)
+        )
+
     def GetProfile(self, request: Any, context: Any) -> Any:
         self._enter("GetProfile", context, request.user_id)
         count = len(self.shard.events[request.user_id])
@@ -267,3 +281,7 @@ class ToyServicer(
     def RollBackSnapshot(self, request: Any, context: Any) -> Any:
         self._enter("RollBackSnapshot", context)
         return admin_pb2.RollBackSnapshotResponse(snapshot_version="v0")
+
+    def RollBackWeights(self, request: Any, context: Any) -> Any:
+        self._enter("RollBackWeights", context)
+        return admin_pb2.RollBackWeightsResponse(weights_version=2, withdrawn_weights_version=3)

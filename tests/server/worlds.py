@@ -35,10 +35,11 @@ def publish(
     live_popularity_weight: float = 0.3,
     first_item: int = 0,
     half_lives_s: tuple[float, ...] = (3600.0, 30 * DAY_S),
+    vector_scale: float = 1.0,
 ) -> str:
     """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version."""
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(items, dimension)).astype(np.float32)
+    vectors = rng.normal(scale=vector_scale, size=(items, dimension)).astype(np.float32)
     bias = rng.normal(scale=0.2, size=items).astype(np.float32)
     horizons = len(half_lives_s)
     index, search = None, None

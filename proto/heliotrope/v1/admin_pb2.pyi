@@ -45,6 +45,7 @@ class GetServingStatusResponse(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    LEARNING_FIELD_NUMBER: _builtins.int
     slot_count: _builtins.int
     """How many hash slots there are. slot = CRC-32 (IEEE) of the UTF-8 user id, modulo this."""
     server_version: _builtins.str
@@ -53,16 +54,21 @@ class GetServingStatusResponse(_message.Message):
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]:
         """One entry per shard, in the order of the shard index."""
 
+    @_builtins.property
+    def learning(self) -> Global___LearningStatus:
+        """What is learned from feedback; unset when online learning is off."""
+
     def __init__(
         self,
         *,
         shards: _abc.Iterable[Global___ShardStatus] | None = ...,
         slot_count: _builtins.int = ...,
         server_version: _builtins.str = ...,
+        learning: Global___LearningStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_version", b"server_version", "shards", b"shards", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "server_version", b"server_version", "shards", b"shards", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -90,6 +96,11 @@ class ShardStatus(_message.Message):
     UNCERTIFIED_SHARE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    REMEMBERED_ANSWER_COUNT_FIELD_NUMBER: _builtins.int
+    FEEDBACK_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    LOST_EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     shard_index: _builtins.int
     """Index of the shard, from 0."""
     address: _builtins.str
@@ -120,6 +131,16 @@ class ShardStatus(_message.Message):
     """Share of the recommendations since the start whose live terms could not be shown to be complete, 0 to 1."""
     reachable: _builtins.bool
     """Whether the shard answers; the other fields are empty when it does not."""
+    weights_version: _builtins.int
+    """Version of the learned weights in use; 0: the snapshot's own."""
+    remembered_answer_count: _builtins.int
+    """Answers that are remembered for feedback."""
+    feedback_count: _builtins.int
+    """Items that feedback was recorded for since the start."""
+    waiting_example_count: _builtins.int
+    """Examples that wait until the leader takes them."""
+    lost_example_count: _builtins.int
+    """Examples lost since the start because too many waited."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the shard started."""
@@ -143,14 +164,200 @@ class ShardStatus(_message.Message):
         uncertified_share: _builtins.float = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         reachable: _builtins.bool = ...,
+        weights_version: _builtins.int = ...,
+        remembered_answer_count: _builtins.int = ...,
+        feedback_count: _builtins.int = ...,
+        waiting_example_count: _builtins.int = ...,
+        lost_example_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_lsn", b"applied_lsn", "delta_item_count", b"delta_item_count", "encoder", b"encoder", "end_slot", b"end_slot", "event_count", b"event_count", "first_slot", b"first_slot", "item_count", b"item_count", "profile_count", b"profile_count", "reachable", b"reachable", "recommend_count", b"recommend_count", "retriever", b"retriever", "shard_index", b"shard_index", "snapshot_version", b"snapshot_version", "start_time", b"start_time", "uncertified_share", b"uncertified_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_lsn", b"applied_lsn", "delta_item_count", b"delta_item_count", "encoder", b"encoder", "end_slot", b"end_slot", "event_count", b"event_count", "feedback_count", b"feedback_count", "first_slot", b"first_slot", "item_count", b"item_count", "lost_example_count", b"lost_example_count", "profile_count", b"profile_count", "reachable", b"reachable", "recommend_count", b"recommend_count", "remembered_answer_count", b"remembered_answer_count", "retriever", b"retriever", "shard_index", b"shard_index", "snapshot_version", b"snapshot_version", "start_time", b"start_time", "uncertified_share", b"uncertified_share", "waiting_example_count", b"waiting_example_count", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardStatus: _TypeAlias = ShardStatus  # noqa: Y015
+
+@_typing.final
+class LearningStatus(_message.Message):
+    """Online learning. One shard, the leader, learns for all; the others send it their examples and take over its weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_SHARD_INDEX_FIELD_NUMBER: _builtins.int
+    LEADER_REACHABLE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    OVER_QUOTA_COUNT_FIELD_NUMBER: _builtins.int
+    STALE_COUNT_FIELD_NUMBER: _builtins.int
+    DISCARD_COUNT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    SHADOW_CHANGE_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    leader_shard_index: _builtins.int
+    """Index of the leader."""
+    leader_reachable: _builtins.bool
+    """Whether the leader answers. When it does not, nothing is learned until it is back, and the fields below are empty."""
+    snapshot_version: _builtins.str
+    """The snapshot whose weights are being learned. Another snapshot starts from its own weights, or from those that were
+    learned for it before.
+    """
+    weights_version: _builtins.int
+    """Version of the weights in use; 0: the snapshot's own."""
+    example_count: _builtins.int
+    """Examples (items shown, with a reward) learned from since the leader started."""
+    over_quota_count: _builtins.int
+    """Examples left out because their user had given as many as count in one window."""
+    stale_count: _builtins.int
+    """Examples left out because they were about another snapshot."""
+    discard_count: _builtins.int
+    """How often the shadow weights were given up for being worse than those in use."""
+    shadow_change: _builtins.float
+    """Distance of the shadow weights from the snapshot's, as a share of its norm; the server bounds it."""
+    @_builtins.property
+    def shadow(self) -> Global___WeightsComparison:
+        """The shadow weights beside those in use, on feedback that neither had learned from."""
+
+    @_builtins.property
+    def previous(self) -> Global___WeightsComparison:
+        """The weights in use before the last promotion, beside those in use; unset when there are none to go back to."""
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightsVersion]:
+        """The kept versions of the weights of this snapshot, newest first."""
+
+    def __init__(
+        self,
+        *,
+        leader_shard_index: _builtins.int = ...,
+        leader_reachable: _builtins.bool = ...,
+        snapshot_version: _builtins.str = ...,
+        weights_version: _builtins.int = ...,
+        example_count: _builtins.int = ...,
+        over_quota_count: _builtins.int = ...,
+        stale_count: _builtins.int = ...,
+        discard_count: _builtins.int = ...,
+        shadow: Global___WeightsComparison | None = ...,
+        previous: Global___WeightsComparison | None = ...,
+        shadow_change: _builtins.float = ...,
+        versions: _abc.Iterable[Global___WeightsVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discard_count", b"discard_count", "example_count", b"example_count", "leader_reachable", b"leader_reachable", "leader_shard_index", b"leader_shard_index", "over_quota_count", b"over_quota_count", "previous", b"previous", "shadow", b"shadow", "shadow_change", b"shadow_change", "snapshot_version", b"snapshot_version", "stale_count", b"stale_count", "versions", b"versions", "weights_version", b"weights_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearningStatus: _TypeAlias = LearningStatus  # noqa: Y015
+
+@_typing.final
+class WeightsComparison(_message.Message):
+    """Two sets of weights on the same feedback."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    USER_COUNT_FIELD_NUMBER: _builtins.int
+    ACTIVE_LOG_LOSS_FIELD_NUMBER: _builtins.int
+    OTHER_LOG_LOSS_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    ACTIVE_VALUE_FIELD_NUMBER: _builtins.int
+    OTHER_VALUE_FIELD_NUMBER: _builtins.int
+    VALUE_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    example_count: _builtins.int
+    """Examples that both were judged by."""
+    user_count: _builtins.int
+    """Users that these came from."""
+    active_log_loss: _builtins.float
+    """Mean log loss of the weights in use, in nats."""
+    other_log_loss: _builtins.float
+    """Mean log loss of the other weights, in nats."""
+    standard_error: _builtins.float
+    """Standard error of the difference, clustered by user; infinite with fewer than two users."""
+    active_value: _builtins.float
+    """Off-policy value (SNIPS) of the order that the weights in use give to the shown items; unset without exploration."""
+    other_value: _builtins.float
+    """The same for the other weights."""
+    value_standard_error: _builtins.float
+    """Standard error of the difference of the values."""
+    def __init__(
+        self,
+        *,
+        example_count: _builtins.int = ...,
+        user_count: _builtins.int = ...,
+        active_log_loss: _builtins.float = ...,
+        other_log_loss: _builtins.float = ...,
+        standard_error: _builtins.float = ...,
+        active_value: _builtins.float | None = ...,
+        other_value: _builtins.float | None = ...,
+        value_standard_error: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active_value", b"_active_value", "_other_value", b"_other_value", "_value_standard_error", b"_value_standard_error", "active_value", b"active_value", "other_value", b"other_value", "value_standard_error", b"value_standard_error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_value", b"_active_value", "_other_value", b"_other_value", "_value_standard_error", b"_value_standard_error", "active_log_loss", b"active_log_loss", "active_value", b"active_value", "example_count", b"example_count", "other_log_loss", b"other_log_loss", "other_value", b"other_value", "standard_error", b"standard_error", "user_count", b"user_count", "value_standard_error", b"value_standard_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__active_value: _TypeAlias = _typing.Literal["active_value"]  # noqa: Y015
+    _WhichOneofArgType__active_value: _TypeAlias = _typing.Literal["_active_value", b"_active_value"]  # noqa: Y015
+    _WhichOneofReturnType__other_value: _TypeAlias = _typing.Literal["other_value"]  # noqa: Y015
+    _WhichOneofArgType__other_value: _TypeAlias = _typing.Literal["_other_value", b"_other_value"]  # noqa: Y015
+    _WhichOneofReturnType__value_standard_error: _TypeAlias = _typing.Literal["value_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__value_standard_error: _TypeAlias = _typing.Literal["_value_standard_error", b"_value_standard_error"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active_value) -> _WhichOneofReturnType__active_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_value) -> _WhichOneofReturnType__other_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value_standard_error) -> _WhichOneofReturnType__value_standard_error | None: ...
+
+Global___WeightsComparison: _TypeAlias = WeightsComparison  # noqa: Y015
+
+@_typing.final
+class WeightsVersion(_message.Message):
+    """One version of the learned weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    PARENT_WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    weights_version: _builtins.int
+    """Grows with every promotion, within a snapshot."""
+    parent_weights_version: _builtins.int
+    """The version that it was learned from; 0: the snapshot's own weights."""
+    active: _builtins.bool
+    """Whether it is in use."""
+    withdrawn: _builtins.bool
+    """Whether it was taken back, by RollBackWeights or because later feedback spoke against it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was promoted."""
+
+    @_builtins.property
+    def comparison(self) -> Global___WeightsComparison:
+        """What it was promoted for."""
+
+    def __init__(
+        self,
+        *,
+        weights_version: _builtins.int = ...,
+        parent_weights_version: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        comparison: Global___WeightsComparison | None = ...,
+        active: _builtins.bool = ...,
+        withdrawn: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "comparison", b"comparison", "create_time", b"create_time", "parent_weights_version", b"parent_weights_version", "weights_version", b"weights_version", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsVersion: _TypeAlias = WeightsVersion  # noqa: Y015
 
 @_typing.final
 class ListSnapshotsRequest(_message.Message):
@@ -329,3 +536,46 @@ class RollBackSnapshotResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollBackSnapshotResponse: _TypeAlias = RollBackSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class RollBackWeightsRequest(_message.Message):
+    """Asks to go back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackWeightsRequest: _TypeAlias = RollBackWeightsRequest  # noqa: Y015
+
+@_typing.final
+class RollBackWeightsResponse(_message.Message):
+    """The weights are taken back on every shard that answers; the others follow within a second of answering again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_WEIGHTS_VERSION_FIELD_NUMBER: _builtins.int
+    weights_version: _builtins.int
+    """The version that is in use now; 0: the snapshot's own weights."""
+    withdrawn_weights_version: _builtins.int
+    """The version that was taken back."""
+    def __init__(
+        self,
+        *,
+        weights_version: _builtins.int = ...,
+        withdrawn_weights_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["weights_version", b"weights_version", "withdrawn_weights_version", b"withdrawn_weights_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackWeightsResponse: _TypeAlias = RollBackWeightsResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class AdminServiceStub:
                 request_serializer=heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotResponse.FromString,
                 _registered_method=True)
+        self.RollBackWeights = channel.unary_unary(
+                '/heliotrope.v1.AdminService/RollBackWeights',
+                request_serializer=heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -89,6 +94,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollBackWeights(self, request, context):
+        """Goes back, on every shard, from the learned weights in use to those that they were learned from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RollBackSnapshot,
                     request_deserializer=heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotRequest.FromString,
                     response_serializer=heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotResponse.SerializeToString,
+            ),
+            'RollBackWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackWeights,
+                    request_deserializer=heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsRequest.FromString,
+                    response_serializer=heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class AdminService:
             '/heliotrope.v1.AdminService/RollBackSnapshot',
             heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotRequest.SerializeToString,
             heliotrope_dot_v1_dot_admin__pb2.RollBackSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.v1.AdminService/RollBackWeights',
+            heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsRequest.SerializeToString,
+            heliotrope_dot_v1_dot_admin__pb2.RollBackWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class AdminServiceStub:
     """Loads a published snapshot on every shard, then swaps all of them to it. Nothing changes unless all could load it."""
     RollBackSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollBackSnapshotRequest, _admin_pb2.RollBackSnapshotResponse]
     """Goes back to the snapshot that was active before."""
+    RollBackWeights: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollBackWeightsRequest, _admin_pb2.RollBackWeightsResponse]
+    """Goes back, on every shard, from the learned weights in use to those that they were learned from."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -55,6 +57,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Loads a published snapshot on every shard, then swaps all of them to it. Nothing changes unless all could load it."""
     RollBackSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollBackSnapshotRequest, _admin_pb2.RollBackSnapshotResponse]  # type: ignore[assignment]
     """Goes back to the snapshot that was active before."""
+    RollBackWeights: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollBackWeightsRequest, _admin_pb2.RollBackWeightsResponse]  # type: ignore[assignment]
+    """Goes back, on every shard, from the learned weights in use to those that they were learned from."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators and for clients that call the owner of a user directly."""
@@ -90,5 +94,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RollBackSnapshotResponse, _abc.Awaitable[_admin_pb2.RollBackSnapshotResponse]]:
         """Goes back to the snapshot that was active before."""
+
+    @_abc_1.abstractmethod
+    def RollBackWeights(
+        self,
+        request: _admin_pb2.RollBackWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RollBackWeightsResponse, _abc.Awaitable[_admin_pb2.RollBackWeightsResponse]]:
+        """Goes back, on every shard, from the learned weights in use to those that they were learned from."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -61,6 +61,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self.examples = 0
+        self._verdict: Verdict | None = None
         self._losses = np.zeros(2)
         self._by_user: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._orders: dict[str, NDArray[np.float64]] = {}  # by user: (2, 3) of sum w, sum w y, sum w^2
@@ -74,6 +75,7 @@ class Comparison:
         challenger_scores: NDArray[np.float64],
     ) -> None:
         """Takes in one batch; all arrays are (n,)."""
+        self._verdict = None
         self.examples += batch.size
         self._losses += (float(defender_losses.sum()), float(challenger_losses.sum()))
         count = len(batch.user_ids)
@@ -96,6 +98,12 @@ class Comparison:
                     )
 
     def verdict(self) -> Verdict:
+        """Costs time by the number of users, so it is kept until more examples come in."""
+        if self._verdict is None:
+            self._verdict = self._compare()
+        return self._verdict
+
+    def _compare(self) -> Verdict:
         count = max(self.examples, 1)
         sums = np.array(list(self._by_user.values())).reshape(-1, 2)
         mean = float(sums[:, 0].sum()) / count

@@ -7,6 +7,7 @@ again: `routing` is off there.
 from heliotrope_server.servicers.admin import AdminServicer
 from heliotrope_server.servicers.catalog import CatalogServicer
 from heliotrope_server.servicers.event import EventServicer
+from heliotrope_server.servicers.feedback import FeedbackServicer
 from heliotrope_server.servicers.peer import PeerServicer
 from heliotrope_server.servicers.profile import ProfileServicer
 from heliotrope_server.servicers.recommendation import RecommendationServicer
@@ -15,6 +16,7 @@ __all__ = [
     "AdminServicer",
     "CatalogServicer",
     "EventServicer",
+    "FeedbackServicer",
     "PeerServicer",
     "ProfileServicer",
     "RecommendationServicer",

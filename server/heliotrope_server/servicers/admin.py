@@ -15,8 +15,10 @@ from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
-from heliotrope_server.errors import SnapshotUnusableError
+from heliotrope_server.errors import FeedbackOffError, SnapshotUnusableError
+from heliotrope_server.learning_exchange import LEADER
 from heliotrope_server.peers import Peers
+from heliotrope_server.servicers.learning_status import add_shard_fields, learning_status
 from heliotrope_server.servicers.routing import passed_on, remaining_s
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
@@ -47,12 +49,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._switching = asyncio.Lock()
 
     async def GetServingStatus(self, request: pb.GetServingStatusRequest, context: Any) -> pb.GetServingStatusResponse:
-        shards = [self._own_status()]
+        answers = [self._own_answer()]
         if self._whole_server:
-            others = await asyncio.gather(*(self._status_of(peer) for peer in self._peers.others))
-            shards = sorted([*shards, *others], key=lambda shard: shard.shard_index)
+            answers += await asyncio.gather(*(self._answer_of(peer) for peer in self._peers.others))
+        shards = sorted((answer.shards[0] for answer in answers), key=lambda shard: shard.shard_index)
+        # Every shard that learns names the leader; only the leader itself has more to say.
+        learning = [answer.learning for answer in answers if answer.HasField("learning")]
         return pb.GetServingStatusResponse(
-            shards=shards, slot_count=SLOT_COUNT, server_version=importlib.metadata.version("heliotrope")
+            shards=shards,
+            slot_count=SLOT_COUNT,
+            server_version=importlib.metadata.version("heliotrope"),
+            learning=max(learning, key=lambda each: each.leader_reachable, default=None),
         )
 
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
@@ -84,6 +91,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             await self._switch(version, remaining_s(context))
             return pb.RollBackSnapshotResponse(snapshot_version=version)
 
+    async def RollBackWeights(self, request: pb.RollBackWeightsRequest, context: Any) -> pb.RollBackWeightsResponse:
+        leader = self._peers.of(LEADER) if self._whole_server else None
+        if leader is not None:
+            call = leader.admin.RollBackWeights(request, timeout=remaining_s(context), wait_for_ready=True)
+            return await passed_on(leader, call)
+        learning = self._engine.learning
+        if learning is None or learning.leader is None:
+            raise FeedbackOffError("LEARNING_OFF", "this server does not learn: start it with --learn-online")
+        version, withdrawn = await learning.leader.roll_back()
+        return pb.RollBackWeightsResponse(weights_version=version, withdrawn_weights_version=withdrawn)
+
     async def _switch(self, version: str, timeout_s: float) -> float:
         """Prepares on every shard, then commits on every shard. Raises, with nothing changed, if one can't prepare."""
         prepare = peer_pb2.PrepareSnapshotRequest(snapshot_version=version)
@@ -106,15 +124,22 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         )
         return max([error, *(answer.folded_migration_error for answer in committed)])
 
-    async def _status_of(self, peer: Any) -> pb.ShardStatus:
+    async def _answer_of(self, peer: Any) -> pb.GetServingStatusResponse:
         try:
-            answer = await peer.admin.GetServingStatus(
+            answer: pb.GetServingStatusResponse = await peer.admin.GetServingStatus(
                 pb.GetServingStatusRequest(), timeout=STATUS_TIMEOUT_S, wait_for_ready=True
             )
         except grpc.aio.AioRpcError:
-            return self._placed(pb.ShardStatus(reachable=False), peer.index)
-        status: pb.ShardStatus = answer.shards[0]
-        return status
+            silent = self._placed(pb.ShardStatus(reachable=False), peer.index)
+            return pb.GetServingStatusResponse(shards=[silent])
+        return answer
+
+    def _own_answer(self) -> pb.GetServingStatusResponse:
+        status = self._own_status()
+        learning = self._engine.learning
+        if learning is not None:
+            add_shard_fields(status, learning)
+        return pb.GetServingStatusResponse(shards=[status], learning=learning_status(learning, LEADER))
 
     def _placed(self, status: pb.ShardStatus, index: int) -> pb.ShardStatus:
         slots = slots_of(index, self._peers.shard_count)

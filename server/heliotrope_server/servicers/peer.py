@@ -7,6 +7,7 @@ from heliotrope.internal.v1 import peer_pb2 as pb
 from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
+from heliotrope_server.learning_exchange import from_message
 
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
@@ -39,3 +40,16 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
     async def CommitSnapshot(self, request: pb.CommitSnapshotRequest, context: Any) -> pb.CommitSnapshotResponse:
         error = self._activation.commit(request.snapshot_version)
         return pb.CommitSnapshotResponse(folded_migration_error=error)
+
+    async def LearnExamples(self, request: pb.LearnExamplesRequest, context: Any) -> pb.LearnExamplesResponse:
+        learning = self._engine.learning
+        if learning is not None and learning.leader is not None:
+            for group in request.groups:
+                learning.leader.take(from_message(group))
+        return pb.LearnExamplesResponse()
+
+    async def CatchUpWeights(self, request: pb.CatchUpWeightsRequest, context: Any) -> pb.CatchUpWeightsResponse:
+        learning = self._engine.learning
+        if learning is not None and learning.keeper is not None:
+            learning.keeper.catch_up()
+        return pb.CatchUpWeightsResponse()

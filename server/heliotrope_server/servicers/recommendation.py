@@ -32,7 +32,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         remaining = context.time_remaining()
         deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
         timed = await self._engine.recommend(to_question(request), deadline_s=deadline_s)
-        response = self._response(timed.result)
+        response = self._response(request.user_id, timed.result)
         response.timings.queue_ns = timed.queue_ns
         response.timings.search_ns = timed.work_ns
         return response
@@ -57,7 +57,9 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             if isinstance(outcome, RequestError):
                 results[place] = pb.BatchRecommendResult(error=error_message(outcome))
             else:
-                results[place] = pb.BatchRecommendResult(response=self._response(outcome))
+                results[place] = pb.BatchRecommendResult(
+                    response=self._response(request.requests[place].user_id, outcome)
+                )
         await asyncio.gather(*passing)
         return pb.BatchRecommendResponse(results=results)
 
@@ -89,12 +91,14 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         for place, result in zip(places, answered.results, strict=True):
             results[place] = result
 
-    def _response(self, answer: Answer) -> pb.RecommendResponse:
+    def _response(self, user_id: str, answer: Answer) -> pb.RecommendResponse:
         response = pb.RecommendResponse(
             request_id=self._engine.next_request_id(),
             snapshot_version=answer.snapshot_version,
             profile_version=answer.profile_version,
         )
+        if self._engine.learning is not None:
+            self._engine.learning.note(response.request_id, user_id, answer)
         add = response.recommendations.add
         for item_id, score, probability, source in zip(
             answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True

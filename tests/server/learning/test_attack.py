@@ -5,7 +5,7 @@ import pytest
 
 from heliotrope_server.learning.weights import distance
 from heliotrope_server.settings import LearningSettings
-from tests.server.learning.simulation import World
+from tests.server.learning.simulation import World, apply
 
 DEFAULTS = LearningSettings()
 
@@ -54,8 +54,6 @@ def test_a_burst_of_fake_users_cannot_leave_the_bound_and_others_see_nearly_the_
         learner.take(fake._replace(vectors=shown, rewards=rewards), now_s=1.7e9 + 1200.0 * number / 400)
         decision = learner.learn()
         if decision is not None:
-            from tests.server.learning.simulation import apply
-
             apply(learner, decision)
     bound = DEFAULTS.max_matrix_change
     for weights in (learner.active, learner.shadow_weights()):

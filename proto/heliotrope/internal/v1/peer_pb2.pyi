@@ -203,3 +203,142 @@ class CommitSnapshotResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitSnapshotResponse: _TypeAlias = CommitSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class LearnExamplesRequest(_message.Message):
+    """Examples of any users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExampleGroup]:
+        """Each from one answer."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___ExampleGroup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnExamplesRequest: _TypeAlias = LearnExamplesRequest  # noqa: Y015
+
+@_typing.final
+class ExampleGroup(_message.Message):
+    """Items of one answer with their rewards, as numbers. With H horizons, dimension d, k items and K live features, matrices
+    are stored row by row.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    INTERESTS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    PROPENSITIES_FIELD_NUMBER: _builtins.int
+    REWARDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Id of the user."""
+    snapshot_version: _builtins.str
+    """Snapshot that the vectors are of."""
+    @_builtins.property
+    def interests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Interest vectors v_h, H x d."""
+
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Item vectors x_i, k x d."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Live features phi, k x K."""
+
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The part of each score that is not learned, k."""
+
+    @_builtins.property
+    def propensities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Propensities, k."""
+
+    @_builtins.property
+    def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Rewards, k."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        snapshot_version: _builtins.str = ...,
+        interests: _abc.Iterable[_builtins.float] | None = ...,
+        vectors: _abc.Iterable[_builtins.float] | None = ...,
+        features: _abc.Iterable[_builtins.float] | None = ...,
+        offsets: _abc.Iterable[_builtins.float] | None = ...,
+        propensities: _abc.Iterable[_builtins.float] | None = ...,
+        rewards: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "interests", b"interests", "offsets", b"offsets", "propensities", b"propensities", "rewards", b"rewards", "snapshot_version", b"snapshot_version", "user_id", b"user_id", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExampleGroup: _TypeAlias = ExampleGroup  # noqa: Y015
+
+@_typing.final
+class LearnExamplesResponse(_message.Message):
+    """The examples are queued."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnExamplesResponse: _TypeAlias = LearnExamplesResponse  # noqa: Y015
+
+@_typing.final
+class CatchUpWeightsRequest(_message.Message):
+    """Asks to look at the weights folder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpWeightsRequest: _TypeAlias = CatchUpWeightsRequest  # noqa: Y015
+
+@_typing.final
+class CatchUpWeightsResponse(_message.Message):
+    """Done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpWeightsResponse: _TypeAlias = CatchUpWeightsResponse  # noqa: Y015

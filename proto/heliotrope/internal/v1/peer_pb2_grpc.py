@@ -55,6 +55,16 @@ class PeerServiceStub:
                 request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.FromString,
                 _registered_method=True)
+        self.LearnExamples = channel.unary_unary(
+                '/heliotrope.internal.v1.PeerService/LearnExamples',
+                request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesResponse.FromString,
+                _registered_method=True)
+        self.CatchUpWeights = channel.unary_unary(
+                '/heliotrope.internal.v1.PeerService/CatchUpWeights',
+                request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -89,6 +99,20 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LearnExamples(self, request, context):
+        """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CatchUpWeights(self, request, context):
+        """Tells that other weights are to be used; returns once this shard uses them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +135,16 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.CommitSnapshot,
                     request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.FromString,
                     response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.SerializeToString,
+            ),
+            'LearnExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.LearnExamples,
+                    request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesRequest.FromString,
+                    response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesResponse.SerializeToString,
+            ),
+            'CatchUpWeights': grpc.unary_unary_rpc_method_handler(
+                    servicer.CatchUpWeights,
+                    request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsRequest.FromString,
+                    response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +256,60 @@ class PeerService:
             '/heliotrope.internal.v1.PeerService/CommitSnapshot',
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.SerializeToString,
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LearnExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.internal.v1.PeerService/LearnExamples',
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesRequest.SerializeToString,
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.LearnExamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CatchUpWeights(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.internal.v1.PeerService/CatchUpWeights',
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsRequest.SerializeToString,
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpWeightsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class PeerServiceStub:
     """Loads a snapshot beside the active one."""
     CommitSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]
     """Swaps to the prepared snapshot."""
+    LearnExamples: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]
+    """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
+    CatchUpWeights: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]
+    """Tells that other weights are to be used; returns once this shard uses them."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -55,6 +59,10 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Loads a snapshot beside the active one."""
     CommitSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]  # type: ignore[assignment]
     """Swaps to the prepared snapshot."""
+    LearnExamples: _aio.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]  # type: ignore[assignment]
+    """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
+    CatchUpWeights: _aio.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]  # type: ignore[assignment]
+    """Tells that other weights are to be used; returns once this shard uses them."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Spoken between shards, over Unix sockets in the data folder."""
@@ -90,5 +98,21 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.CommitSnapshotResponse, _abc.Awaitable[_peer_pb2.CommitSnapshotResponse]]:
         """Swaps to the prepared snapshot."""
+
+    @_abc_1.abstractmethod
+    def LearnExamples(
+        self,
+        request: _peer_pb2.LearnExamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.LearnExamplesResponse, _abc.Awaitable[_peer_pb2.LearnExamplesResponse]]:
+        """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
+
+    @_abc_1.abstractmethod
+    def CatchUpWeights(
+        self,
+        request: _peer_pb2.CatchUpWeightsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.CatchUpWeightsResponse, _abc.Awaitable[_peer_pb2.CatchUpWeightsResponse]]:
+        """Tells that other weights are to be used; returns once this shard uses them."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,170 @@
+"""Impressions: what was shown to whom, remembered until feedback comes or the window is over.
+
+Feedback follows the *cascade assumption* (Craswell et al. 2008) unless it says otherwise: a user reads from the top and
+stops at the last item that they chose. So an item above that place which is not named was seen and left, and an item
+below it was not seen and teaches nothing.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_server.answerer import Answer
+from heliotrope_server.errors import InvalidArgumentError, UnknownRequestError
+from heliotrope_server.learning.example import ExampleGroup
+from heliotrope_server.learning.weights import Weights
+from heliotrope_server.live_catalogue import LiveCatalogue
+
+MAX_PLACES = 100
+"""Places of an answer that feedback can name."""
+
+
+class Impression(NamedTuple):
+    """One answer as it was given. `counts` (k,) are the decayed event counts of its items, `weights` what scored it;
+    both are None when nothing is learned.
+
+    `named` holds the items that feedback has named, `implied` those that it has passed over.
+    """
+
+    user_id: str
+    time_s: float
+    answer: Answer
+    interests: NDArray[np.float32]
+    counts: NDArray[np.float64] | None
+    weights: Weights | None
+    logged: bool
+    named: set[str]
+    implied: set[str]
+
+
+class Judgement(NamedTuple):
+    """What one call of feedback said that is new: places of the answer, in order, with their rewards.
+
+    `implied` of them were passed over, `duplicates` were named before and are not among them.
+    """
+
+    impression: Impression
+    places: list[int]
+    rewards: list[float]
+    implied: int
+    duplicates: int
+
+
+class ImpressionMemory:
+    """The newest answers of one shard: at most `limit`, none older than `window_s`. Belongs to the event loop."""
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._impressions: dict[str, Impression] = {}  # in the order of time
+
+    def __len__(self) -> int:
+        return len(self._impressions)
+
+    def note(
+        self,
+        request_id: str,
+        user_id: str,
+        answer: Answer,
+        counts: NDArray[np.float64] | None,
+        weights: Weights | None,
+        now_s: float,
+        logged: bool,
+    ) -> None:
+        """Remembers an answer; `counts` (k,) are those of `answer.rows`, at most the first MAX_PLACES."""
+        impressions = self._impressions
+        # Interests are a view into an array of the whole micro-batch, which would be kept alive.
+        impressions[request_id] = Impression(
+            user_id, now_s, answer, answer.interests.copy(), counts, weights, logged, set(), set()
+        )
+        self._expire(now_s)
+
+    def judge(self, user_id: str, request_id: str, rewards: Mapping[str, float], now_s: float) -> Judgement:
+        """Takes in feedback; `rewards` are in [0, 1].
+
+        Raises UnknownRequestError, or InvalidArgumentError for an item that was not shown; then nothing is taken in.
+        """
+        self._expire(now_s)
+        impression = self._impressions.get(request_id)
+        if impression is None or impression.user_id != user_id:
+            raise UnknownRequestError(
+                "UNKNOWN_REQUEST",
+                f"{request_id[:64]!r} is no remembered answer for this user: a shard remembers its newest "
+                f"{self._limit} answers, none for longer than {self._window_s:g} s",
+                limit=self._limit,
+                window_s=self._window_s,
+            )
+        shown = impression.answer.item_ids[:MAX_PLACES]
+        place_of = {item_id: place for place, item_id in enumerate(shown)}
+        for item_id in rewards:
+            if item_id not in place_of:
+                raise InvalidArgumentError(
+                    "ITEM_NOT_SHOWN",
+                    f"{item_id[:64]!r} is not among the first {len(shown)} items of that answer",
+                    item_id=item_id[:256],
+                    limit=MAX_PLACES,
+                )
+        fresh = {place_of[item_id]: reward for item_id, reward in rewards.items() if item_id not in impression.named}
+        duplicates = len(rewards) - len(fresh)
+        implied = 0
+        if fresh and all(reward > 0.0 for reward in rewards.values()):
+            for place in range(max(fresh)):
+                item_id = shown[place]
+                if place not in fresh and item_id not in impression.named and item_id not in impression.implied:
+                    fresh[place] = 0.0
+                    impression.implied.add(item_id)
+                    implied += 1
+        impression.named.update(rewards)
+        places = sorted(fresh)
+        return Judgement(impression, places, [fresh[place] for place in places], implied, duplicates)
+
+    def forget(self, user_id: str) -> None:
+        """Drops what was shown to a user."""
+        self._impressions = {
+            request_id: impression
+            for request_id, impression in self._impressions.items()
+            if impression.user_id != user_id
+        }
+
+    def _expire(self, now_s: float) -> None:
+        impressions = self._impressions
+        while impressions:
+            oldest = next(iter(impressions))
+            if len(impressions) <= self._limit and impressions[oldest].time_s >= now_s - self._window_s:
+                return
+            del impressions[oldest]
+
+
+def live_features(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """phi of n items, (n, K), from their decayed event counts (n,): the terms that theta weighs."""
+    features: NDArray[np.float64] = np.log1p(counts)[:, None]
+    return features
+
+
+def example_group(judgement: Judgement, catalogue: LiveCatalogue) -> ExampleGroup | None:
+    """The judged places as numbers; None when the catalogue is no longer the one that was shown."""
+    impression, places = judgement.impression, judgement.places
+    answer = impression.answer
+    rows = answer.rows[places]
+    if impression.weights is None or impression.counts is None:
+        raise ValueError("this impression was noted for the log alone")
+    if answer.snapshot_version != catalogue.version or any(
+        row >= catalogue.size or catalogue.item_ids[row] != answer.item_ids[place]
+        for place, row in zip(places, rows.tolist(), strict=True)
+    ):
+        return None
+    vectors = np.stack([catalogue.row_vector(row) for row in rows.tolist()])
+    features = live_features(impression.counts[places])
+    learned = impression.weights.scores(np.repeat(impression.interests[None], len(places), axis=0), vectors, features)
+    return ExampleGroup(
+        impression.user_id,
+        answer.snapshot_version,
+        impression.interests,
+        vectors,
+        features,
+        np.array([answer.scores[place] for place in places]) - learned,
+        np.array([answer.propensities[place] for place in places]),
+        np.array(judgement.rewards),
+    )
