@@ -19,7 +19,8 @@ commands:
   quality  replay of a real data set through the served system, beside other models
   encode   texts per second of the encoder, beside bare ONNX Runtime on the same batches
 
-All take --out FILE.json for the raw results. `heliotrope bench COMMAND --help` describes the options."""
+`load` and `encode` take --out FILE.json, `quality` --results FOLDER for the raw results.
+`heliotrope bench COMMAND --help` describes the options."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The rating data sets that the replay evaluation and the demo use, read into one form."""
+"""The data sets that the replay evaluation and the demo use, read into one form."""
 
 import csv
 import gzip
@@ -7,17 +7,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_bench.errors import DatasetError
 
+EventType = Literal["click", "rating"]
+
 
 @dataclass(frozen=True)
 class Item:
-    """What the catalogue says of one film."""
+    """What the catalogue says of one film, book or artist."""
 
     item_id: str
     title: str
@@ -26,10 +28,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A catalogue of I items and E ratings in global order: by time, equal times in the order of the file.
+    """A catalogue of I items and E events in global order: by time, equal times in the order of the file.
 
     `item` and `user` (E,) index `items` and `user_ids`; `value` (E,) is in stars, `time` (E,) in Unix seconds.
-    A rating of at least `positive_from` is a positive. `skipped` counts rows left out because their item is unknown.
+    A rating of at least `positive_from` is a positive. Where `implicit` (E,) holds, the event is no rating but a use of
+    the item, always positive, and `value` is its strength. A data set that is not `timed` has artificial times.
+    `skipped` counts rows left out because their item is unknown.
     """
 
     name: str
@@ -41,17 +45,32 @@ class Dataset:
     time: NDArray[np.float64]
     positive_from: float
     skipped: int = 0
+    implicit: NDArray[np.bool_] | None = None
+    timed: bool = True
 
     def __len__(self) -> int:
         return len(self.time)
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """(E,) which ratings are positive."""
-        return self.value >= self.positive_from
+        """(E,) which events are positive."""
+        liked = self.value >= self.positive_from
+        return liked if self.implicit is None else liked | self.implicit
+
+    @property
+    def strength(self) -> NDArray[np.float64]:
+        """(E,) how strong each event is: the stars as a part of the most that were given; of a use, its value."""
+        ratings = self.value if self.implicit is None else self.value[~self.implicit]
+        stars = self.value / max(float(ratings.max(initial=0.0)), 1e-9)
+        return stars if self.implicit is None else np.where(self.implicit, self.value, stars)
+
+    def kind(self, position: int) -> EventType:
+        """As what an event is recorded: a use of the item is a click."""
+        return "click" if self.implicit is not None and self.implicit[position] else "rating"
 
 
-NAMES = ("movielens-small", "movielens-100k", "movietweetings-100k")
+TIMED = ("movielens-small", "movielens-100k", "movietweetings-100k")
+NAMES = (*TIMED, "book-crossing", "lastfm-2k")
 
 
 def load(name: str, folder: Path | None = None) -> Dataset:
@@ -68,6 +87,10 @@ def load(name: str, folder: Path | None = None) -> Dataset:
         return _movielens_100k(folder / "ml-100k" / "ml-100k.item", folder / "ml-100k" / "ml-100k.inter.gz")
     if name == "movietweetings-100k":
         return _movietweetings(folder / "movietweetings")
+    if name == "book-crossing":
+        return _book_crossing(folder / "books")
+    if name == "lastfm-2k":
+        return _lastfm(folder / "lastfm-2k")
     raise DatasetError(f"there is no data set {name!r}; the data sets are {', '.join(NAMES)}")
 
 
@@ -139,12 +162,61 @@ def _movietweetings(folder: Path) -> Dataset:
     return _assemble("movietweetings-100k", items, ratings, positive_from=7.0)
 
 
+def _book_crossing(folder: Path) -> Dataset:
+    """An empty rating says that the reader has the book: a use. Ratings go from 1 to 10 and are mostly high."""
+    with _open(folder / "bookcrossing_items.csv.gz") as file:
+        items = [
+            Item(row["item_id"], f"{row['title']} by {row['author']}" if row["author"] else row["title"], ())
+            for row in csv.DictReader(file)
+        ]
+    with _open(folder / "bookcrossing_events.csv.gz") as file:
+        events = [(row["user_id"], row["item_id"], row["rating"]) for row in csv.DictReader(file)]
+    order = _random_order(len(events))
+    ratings = [(*events[old][:2], float(events[old][2] or 1.0), _artificial_time(new)) for new, old in enumerate(order)]
+    implicit = np.array([not events[old][2] for old in order])
+    return _assemble("book-crossing", items, ratings, positive_from=7.0, implicit=implicit, timed=False)
+
+
+def _lastfm(folder: Path) -> Dataset:
+    """Every pair is a use; its strength is the logarithm of the listening count, 1 on average."""
+    with _open(folder / "artists.dat.gz") as file:
+        items = [Item(artist_id, name, ()) for artist_id, name in _atomic_rows(file, 2)]
+    with _open(folder / "user_artists.dat.gz") as file:
+        events = [line.split() for line in list(file)[1:]]
+    strength = np.log1p(np.array([float(count) for _, _, count in events]))
+    strength /= strength.mean()
+    ratings = [
+        (events[old][0], events[old][1], float(strength[old]), _artificial_time(new))
+        for new, old in enumerate(_random_order(len(events)))
+    ]
+    everywhere = np.ones(len(events), bool)
+    return _assemble("lastfm-2k", items, ratings, positive_from=np.inf, implicit=everywhere, timed=False)
+
+
+def _random_order(count: int) -> list[int]:
+    """The order that stands in for the missing times: random, and the same on every machine."""
+    order: list[int] = np.random.default_rng(0).permutation(count).tolist()
+    return order
+
+
+def _artificial_time(place: int) -> float:
+    """One event a minute from 1 January 2020."""
+    return 1_577_836_800.0 + 60.0 * place
+
+
 def _assemble(
-    name: str, items: list[Item], ratings: list[tuple[str, str, float, float]], *, positive_from: float
+    name: str,
+    items: list[Item],
+    ratings: list[tuple[str, str, float, float]],
+    *,
+    positive_from: float,
+    implicit: NDArray[np.bool_] | None = None,
+    timed: bool = True,
 ) -> Dataset:
     items = list({item.item_id: item for item in items}.values())
     item_rows = {item.item_id: row for row, item in enumerate(items)}
-    known = [rating for rating in ratings if rating[1] in item_rows]
+    is_known = np.array([rating[1] in item_rows for rating in ratings], bool)
+    known = [rating for rating, sound in zip(ratings, is_known, strict=True) if sound]
     users = {user: row for row, user in enumerate(dict.fromkeys(rating[0] for rating in known))}
     time = np.array([rating[3] for rating in known])
     order = np.argsort(time, kind="stable")
@@ -158,6 +230,8 @@ def _assemble(
         time=time[order],
         positive_from=positive_from,
         skipped=len(ratings) - len(known),
+        implicit=None if implicit is None else implicit[is_known][order],
+        timed=timed,
     )
 
 

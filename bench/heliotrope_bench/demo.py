@@ -24,7 +24,7 @@ from heliotrope_bench.dataset import Dataset, movielens_100k_of_wheel
 from heliotrope_bench.errors import BenchError, ServerLostError
 from heliotrope_bench.explanation import in_words
 from heliotrope_bench.job import Server, run_job
-from heliotrope_bench.quality import MODEL_PACKAGE, write_catalogue
+from heliotrope_bench.snapshot_job import MODEL_PACKAGE, write_catalogue
 
 USER = "719"
 """A real user of MovieLens 100k with a change of taste: thrillers first, and 24 days later dramas."""

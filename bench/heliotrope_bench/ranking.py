@@ -1,12 +1,27 @@
-"""Ranking metrics with fair ties, and their bootstrap intervals. One code for every model."""
+"""Ranking metrics with fair ties: `ir-measures` says what each place is worth, a tie is the mean of its places."""
 
 from dataclasses import dataclass
+from functools import cache
 
+import ir_measures
 import numpy as np
+from ir_measures import RR, Qrel, R, ScoredDoc, Success, nDCG
 from numpy.typing import NDArray
 
+from heliotrope_bench.interval import Bootstrap
+
 CUT_OFF = 10
-BOOTSTRAP_SAMPLES = 1_000
+DEEPEST = 1_000
+"""Places that count; the reciprocal rank behind them is below 0.001 and taken as 0, for every model."""
+
+MEASURES = {
+    f"hr@{CUT_OFF}": Success @ CUT_OFF,
+    f"ndcg@{CUT_OFF}": nDCG @ CUT_OFF,
+    "mrr": RR,
+    "recall@50": R @ 50,
+    "recall@100": R @ 100,
+}
+"""With one relevant item a target, the hit rate is the recall."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +37,12 @@ class TargetRank:
 
 def rank_in_scores(scores: NDArray[np.floating], target: int, seen: NDArray[np.int64]) -> TargetRank:
     """The rank of item `target` among all `scores` (items,) but those of `seen` items."""
-    candidates = np.ones(len(scores), bool)
-    candidates[seen] = False
-    candidates[target] = True
     own = scores[target]
+    # A user may have seen an item twice.
+    others = scores[np.unique(seen[seen != target])]
     return TargetRank(
-        int(np.count_nonzero((scores > own) & candidates)), int(np.count_nonzero((scores == own) & candidates))
+        int(np.count_nonzero(scores > own) - np.count_nonzero(others > own)),
+        int(np.count_nonzero(scores == own) - np.count_nonzero(others == own)),
     )
 
 
@@ -39,32 +54,46 @@ def rank_in_list(item_ids: list[str], scores: list[float], target: str) -> Targe
     return TargetRank(sum(score > own for score in scores), sum(score == own for score in scores))
 
 
-def metrics(ranks: list[TargetRank]) -> dict[str, float]:
-    """HR@10, NDCG@10 and MRR over the targets, with 95 % intervals.
+def values(ranks: list[TargetRank]) -> NDArray[np.float64]:
+    """(targets, measures): the expected value of each of MEASURES.
 
-    A tied target is at each of the ranks `above + 1 .. above + tied` with equal chance, and its metrics are the means
-    over them. With one relevant item, HR is rank <= 10, NDCG is 1 / log2(1 + rank) up to rank 10, and MRR 1 / rank.
-    The interval is the percentile bootstrap over targets.
+    A tied target is at each of the places `above + 1 .. above + tied` with equal chance.
     """
-    values = np.array([_expected(rank) for rank in ranks]).reshape(-1, 3)
-    generator = np.random.default_rng(0)
-    weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=BOOTSTRAP_SAMPLES).astype(
-        np.float64
-    )
-    resampled = weights @ values / len(values)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    above = np.array([DEEPEST if rank.above is None else rank.above for rank in ranks], np.int64)
+    tied = np.array([rank.tied for rank in ranks], np.int64)
+    sums = _cumulated_values()
+    first, last = np.minimum(above, DEEPEST), np.minimum(above + tied, DEEPEST)
+    expected: NDArray[np.float64] = (sums[last] - sums[first]) / tied[:, None]
+    return expected
+
+
+def metrics(ranks: list[TargetRank], users: NDArray[np.int64] | None = None) -> dict[str, float]:
+    """The mean of each of MEASURES over the targets, with 95 % intervals.
+
+    `users` (targets,) says whose each target is, where a user has several: the bootstrap draws users.
+    """
+    table = values(ranks)
+    low, high = Bootstrap(np.arange(len(ranks)) if users is None else users).interval(table)
     row: dict[str, float] = {}
-    for column, name in enumerate((f"hr@{CUT_OFF}", f"ndcg@{CUT_OFF}", "mrr")):
-        row[name] = float(values[:, column].mean())
+    for column, name in enumerate(MEASURES):
+        row[name] = float(table[:, column].mean()) if len(table) else 0.0
         row[f"{name}_low"] = float(low[column])
         row[f"{name}_high"] = float(high[column])
-    row["n_users"] = len(values)
+    row["targets"] = len(ranks)
     return row
 
 
-def _expected(rank: TargetRank) -> tuple[float, float, float]:
-    if rank.above is None:
-        return 0.0, 0.0, 0.0
-    places = np.arange(rank.above + 1, rank.above + rank.tied + 1)
-    hit = places <= CUT_OFF
-    return float(hit.mean()), float((hit / np.log2(places + 1.0)).mean()), float((1.0 / places).mean())
+@cache
+def _cumulated_values() -> NDArray[np.float64]:
+    """(DEEPEST + 1, measures): sums of the values of the first places, by the library."""
+    relevant = [Qrel(str(place), "target", 1) for place in range(1, DEEPEST + 1)]
+    lists = [
+        ScoredDoc(str(place), "target" if rank == place else f"other {rank}", float(-rank))
+        for place in range(1, DEEPEST + 1)
+        for rank in range(1, place + 1)
+    ]
+    names = {str(measure): column for column, measure in enumerate(MEASURES.values())}
+    table = np.zeros((DEEPEST + 1, len(MEASURES)))
+    for result in ir_measures.iter_calc(list(MEASURES.values()), relevant, lists):
+        table[int(result.query_id), names[str(result.measure)]] = result.value
+    return np.cumsum(table, axis=0)

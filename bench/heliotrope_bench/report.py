@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ def write_report(path: Path, *, command: Sequence[str], settings: Row, results: 
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
     aside.replace(path)
 
 
@@ -86,6 +87,10 @@ def print_table(console: Console, title: str, rows: Sequence[Row], columns: Mapp
     for row in rows:
         table.add_row(*(_cell(row.get(key), form) for key, form in columns.items()))
     console.print(table)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _cell(value: Any, form: str) -> str:

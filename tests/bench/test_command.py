@@ -10,7 +10,9 @@ from heliotrope_bench.command import main
         (["dance"], "there is no 'dance'"),
         (["load"], "--target HOST:PORT or --snapshots STORE"),
         (["load", "--target", "x:1", "--rate", "-1"], "--rate "),
-        (["quality", "netflix"], "dataset"),
+        (["quality", "netflix"], "no data set 'netflix'"),
+        (["quality"], "--all"),
+        (["quality", "lastfm-2k", "--protocols", "monday"], "no protocol 'monday'"),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(

@@ -1,16 +1,19 @@
+import gzip
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from heliotrope_bench.dataset import NAMES, data_folder, load, natural_title, recbole_file
+from heliotrope_bench.dataset import NAMES, TIMED, data_folder, load, natural_title, recbole_file
 from heliotrope_bench.errors import DatasetError
 
 SIZES = {
     "movielens-small": (9_742, 100_836, 610),
     "movielens-100k": (1_682, 100_000, 943),
     "movietweetings-100k": (10_506, 100_000, 16_554),
+    "book-crossing": (17_384, 272_678, 2_946),
+    "lastfm-2k": (17_632, 92_834, 1_892),
 }
 
 
@@ -25,6 +28,25 @@ def test_the_real_data_sets_are_read_whole(name: str) -> None:
     assert (len(data.items), len(data)) == (items, ratings)
     assert len(data.user_ids) == users and data.skipped == 0
     assert (np.diff(data.time) >= 0).all()
+    assert data.timed == (name in TIMED)
+    assert data.strength.min() >= 0 and data.strength.mean() <= 1.0 + 1e-9
+
+
+def test_data_without_times_get_a_random_order_and_uses_are_positive(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    with gzip.open(folder / "bookcrossing_items.csv.gz", "wt") as file:
+        file.write("item_id,isbn,title,author,year,publisher\n" + "".join(f"{n},,Book {n},,,\n" for n in range(50)))
+    with gzip.open(folder / "bookcrossing_events.csv.gz", "wt") as file:
+        file.write("user_id,item_id,rating\n" + "".join(f"1,{n},{('', 9, 3)[n % 3]}\n" for n in range(51)))
+    data = load("book-crossing", tmp_path)
+    assert data.skipped == 1 and not data.timed and (np.diff(data.time) > 0).all()
+    assert data.item.tolist() != sorted(data.item.tolist())
+    for event, item in enumerate(data.item.tolist()):
+        assert data.kind(event) == ("click" if item % 3 == 0 else "rating")
+        assert data.positive[event] == (item % 3 != 2)
+    again = load("book-crossing", tmp_path)
+    assert again.item.tolist() == data.item.tolist()
 
 
 def test_movielens_100k_comes_with_the_wheel_alone(tmp_path: Path) -> None:

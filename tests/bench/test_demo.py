@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heliotrope_bench import demo
-from heliotrope_bench.quality import MODEL_PACKAGE
+from heliotrope_bench.snapshot_job import MODEL_PACKAGE
 
 
 def test_the_demo_tells_its_story_twice(model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

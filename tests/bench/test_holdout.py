@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heliotrope_bench.holdout import Holdout, hold_out
-from heliotrope_bench.quality import write_catalogue, write_train_events
+from heliotrope_bench.snapshot_job import write_catalogue, write_train_events
 from tests.bench.toy_ratings import toy_dataset
 
 
@@ -29,8 +29,9 @@ def check_honesty(holdout: Holdout) -> None:
 def test_nothing_at_or_after_a_target_is_learnt_from(seed: int) -> None:
     holdout = hold_out(toy_dataset(users=20, items=30, events=200, seed=seed))
     check_honesty(holdout)
-    check_honesty(holdout.validation())
-    assert set(holdout.validation().targets.tolist()) <= set(holdout.train.tolist())
+    validation = hold_out(holdout.dataset, holdout.train)
+    check_honesty(validation)
+    assert set(validation.targets.tolist()) <= set(holdout.train.tolist())
 
 
 @given(st.integers(0, 50))

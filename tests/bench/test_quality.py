@@ -1,25 +1,91 @@
-"""The replay evaluation end to end: a real build, a real server, every event and question over gRPC."""
+"""The replay evaluation end to end: a real build, then the engine in this process and a real server over gRPC."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+import pytest
 
-from heliotrope_bench.competitor import chance, ranks
-from heliotrope_bench.holdout import hold_out
-from heliotrope_bench.quality import build_snapshot, replay
+from heliotrope_bench.competitors.competitor import ranks
+from heliotrope_bench.competitors.counts import chance
+from heliotrope_bench.engine_system import engine_system
+from heliotrope_bench.holdout import Holdout
+from heliotrope_bench.protocol import PROTOCOLS
+from heliotrope_bench.quality import ask_all, started_system
 from heliotrope_bench.ranking import metrics
+from heliotrope_bench.snapshot_job import build_snapshot, parameters_of
+from heliotrope_bench.system import Served, System, replay
 from tests.bench.toy_ratings import toy_dataset
 
 
-def test_the_served_system_is_replayed(model_folder: Path, tmp_path: Path) -> None:
-    holdout = hold_out(toy_dataset(users=30, items=60, events=400))
-    parameters = build_snapshot(holdout, tmp_path, model_folder, tmp_path / "work")
-    assert parameters["half_lives_s"]
-    served = replay(holdout, tmp_path, model_folder, Console(quiet=True))
+@pytest.fixture(scope="module")
+def holdout() -> Holdout:
+    return PROTOCOLS[0].cut(toy_dataset(users=30, items=60, events=400), None)
+
+
+@pytest.fixture(scope="module")
+def snapshots(holdout: Holdout, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quality")
+    return build_snapshot(holdout, folder, model_folder, folder / "work")
+
+
+def test_the_system_is_replayed(holdout: Holdout, snapshots: Path, model_folder: Path) -> None:
+    assert parameters_of(snapshots)["half_lives_s"]
+    with started_system(holdout, snapshots, model_folder, "engine") as system:
+        served, top, figures = ask_all(holdout, system)
     assert len(served) == len(holdout.targets)
     # The whole catalogue is asked for, so every target is in the list, seen items are not, and taste is found.
-    unseen = [60 - len(np.unique(holdout.dataset.item[history])) for history in holdout.histories()]
-    for rank, count in zip(served, unseen, strict=True):
-        assert rank.above is not None and 0 <= rank.above <= count - rank.tied
+    for rank, best, history in zip(served, top, holdout.histories(), strict=True):
+        seen = set(holdout.dataset.item[history].tolist())
+        assert rank.above is not None and 0 <= rank.above <= 60 - len(seen) - rank.tied
+        assert not seen & set(best.tolist())
     assert metrics(served)["hr@10"] > metrics(ranks(chance(holdout), holdout))["hr@10"]
+    assert figures["impressions"] == 21 * len(holdout.targets)
+
+
+def test_what_is_served_is_what_is_evaluated(holdout: Holdout, snapshots: Path, model_folder: Path) -> None:
+    """The engine in this process and the server over gRPC give the same items, scores and probabilities."""
+
+    def answers(through: str) -> Iterator[Served]:
+        with started_system(holdout, snapshots, model_folder, through) as system:
+            yield from replay(holdout, system, 60)
+
+    with contextlib.closing(answers("engine")) as ours, contextlib.closing(answers("grpc")) as theirs:
+        for inside, outside in zip(ours, theirs, strict=True):
+            # Equal scores may change places.
+            assert dict(zip(inside.item_ids, inside.scores, strict=True)) == pytest.approx(
+                dict(zip(outside.item_ids, outside.scores, strict=True)), rel=1e-5, abs=1e-5
+            )
+            np.testing.assert_allclose(inside.scores, outside.scores, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(inside.probabilities, outside.probabilities, rtol=1e-5, atol=1e-5)
+
+
+def test_the_replay_records_what_came_before_and_nothing_else(holdout: Holdout) -> None:
+    class Witness:
+        def __init__(self) -> None:
+            self.known: list[int] = []
+            self.asked: list[tuple[str, float, list[int]]] = []
+
+        def record(self, positions: list[int]) -> None:
+            self.known += positions
+
+        def ask(self, user_id: str, time_s: float, count: int) -> Served:
+            self.asked.append((user_id, time_s, list(self.known)))
+            return Served([], [], [])
+
+    witness: System = Witness()
+    assert len(list(replay(holdout, witness, 10))) == len(holdout.targets)
+    assert isinstance(witness, Witness)
+    data = holdout.dataset
+    for target, (user_id, time_s, known) in zip(holdout.targets.tolist(), witness.asked, strict=True):
+        assert known == [event for event in holdout.replayed.tolist() if event < target]
+        assert (user_id, time_s) == (data.user_ids[data.user[target]], data.time[target])
+
+
+def test_the_whole_catalogue_can_be_asked_for(holdout: Holdout, snapshots: Path, tmp_path: Path) -> None:
+    with engine_system(holdout.dataset, snapshots, tmp_path) as engine:
+        rows, probabilities = engine.ask_for_all("nobody", 1.0)
+        served = engine.ask("nobody", 1.0, 60)
+    assert sorted(rows.tolist()) == list(range(60))
+    np.testing.assert_allclose(probabilities, served.probabilities)

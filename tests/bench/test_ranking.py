@@ -50,7 +50,7 @@ def test_seen_items_do_not_count_as_above() -> None:
 
 def test_a_target_that_is_not_listed_counts_nothing() -> None:
     row = metrics([rank_in_list(["a"], [1.0], "b"), TargetRank(0)])
-    assert (row["hr@10"], row["mrr"], row["n_users"]) == (0.5, 0.5, 2)
+    assert (row["hr@10"], row["mrr"], row["targets"]) == (0.5, 0.5, 2)
 
 
 def test_the_interval_is_that_of_the_bootstrap() -> None:
