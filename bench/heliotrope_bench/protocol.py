@@ -145,7 +145,7 @@ PROTOCOLS = (
         leave_last_out,
         lambda holdout: {"": holdout},
         "",
-        (*QUICK, "als", "bpr"),
+        (*QUICK, "als", "bpr", "sasrec"),
     ),
     Protocol(
         "time-split",

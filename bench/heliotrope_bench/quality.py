@@ -24,6 +24,7 @@ from heliotrope_bench.calibration import MAX_TARGETS, Duels
 from heliotrope_bench.competitors import Competitor, Outcome
 from heliotrope_bench.dataset import NAMES, Dataset, load
 from heliotrope_bench.engine_system import EngineSystem, engine_system
+from heliotrope_bench.errors import BenchError
 from heliotrope_bench.holdout import Holdout
 from heliotrope_bench.list_quality import list_figures
 from heliotrope_bench.protocol import PROTOCOLS, Protocol
@@ -139,6 +140,8 @@ def _run_protocol(
         for name in names:
             if name != "none":
                 progress.update(task, description=name)
+                if name not in known:
+                    raise BenchError(f"{name} needs torch: pip install 'heliotrope[bench,train]'")
                 keep(name, measure_competitor(known[name], variants, validation))
             progress.advance(task)
     groups = comparable(read_results(options.results / data.name / protocol.name))

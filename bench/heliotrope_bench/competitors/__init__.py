@@ -10,6 +10,7 @@ average_text.py    average-BERT
 """
 
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ BOTH = (False, True)
 
 
 def competitors(features: NDArray[np.float32] | None) -> dict[str, Competitor]:
-    """All of them by name; without text features (items, D) all but average-BERT."""
+    """All of them by name; without text features (items, D) all but average-BERT, without torch all but SASRec."""
     found = [
         Competitor("chance", chance, ({},)),
         Competitor("popularity", popularity, tuple({"positives_only": choice} for choice in BOTH)),
@@ -51,7 +52,7 @@ def competitors(features: NDArray[np.float32] | None) -> dict[str, Competitor]:
             "ease",
             ease,
             tuple(
-                {"ridge": ridge, "positives_only": choice} for ridge in (30.0, 100.0, 300.0, 1_000.0) for choice in BOTH
+                {"ridge": ridge, "positives_only": choice} for ridge in (10.0, 40.0, 120.0, 400.0) for choice in BOTH
             ),
         ),
         Competitor(
@@ -73,6 +74,11 @@ def competitors(features: NDArray[np.float32] | None) -> dict[str, Competitor]:
             ),
         ),
     ]
+    if find_spec("torch"):
+        from heliotrope_bench.competitors.sasrec import sasrec, tune_sasrec
+
+        grid = drawn_settings(0, blocks=(1, 2), dropout=(0.2, 0.5), positives_only=BOTH)
+        found.append(Competitor("sasrec", sasrec, grid, tuner=tune_sasrec))
     if features is not None:
         found.append(
             Competitor(
@@ -84,4 +90,4 @@ def competitors(features: NDArray[np.float32] | None) -> dict[str, Competitor]:
     return {competitor.name: competitor for competitor in found}
 
 
-NAMES = (*competitors(None), "average-bert")
+NAMES = (*(name for name in competitors(None) if name != "sasrec"), "sasrec", "average-bert")

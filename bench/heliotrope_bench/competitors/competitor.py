@@ -26,13 +26,14 @@ class Competitor:
     """A scorer and the settings to choose from. `score` yields (items,) for each target, in order.
 
     It may learn from the train events of a holdout and from `histories`; the causal ones from the events recorded
-    before each target. `knows_new_users` is False where a user who was not trained on cannot be scored.
+    before each target.
     """
 
     name: str
     score: Callable[..., Scores]
     settings: tuple[Settings, ...]
-    knows_new_users: bool = True
+    tuner: Callable[[Holdout, tuple[Settings, ...]], Settings] | None = None
+    """Chooses among the settings where trying each in full would take too long."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,9 @@ def tune(competitor: Competitor, validation: Holdout) -> Settings:
     """The settings with the best NDCG@10 on the validation targets; ties go to the first."""
     if len(competitor.settings) == 1 or not len(validation.targets):
         return competitor.settings[0]
-    found = [
-        float(values(ranks(competitor.score(validation, **choice), validation))[:, _OBJECTIVE].mean())
-        for choice in competitor.settings
-    ]
+    if competitor.tuner:
+        return competitor.tuner(validation, competitor.settings)
+    found = [mean_ndcg(competitor.score(validation, **choice), validation) for choice in competitor.settings]
     return competitor.settings[int(np.argmax(found))]
 
 
@@ -81,6 +81,11 @@ def evaluate(competitor: Competitor, holdout: Holdout, settings: Settings) -> Ou
 def ranks(scores: Scores, holdout: Holdout) -> list[TargetRank]:
     """The rank of each target under a scorer, seen items left out."""
     return [rank_in_scores(row, target, seen) for row, seen, target in _rows(scores, holdout)]
+
+
+def mean_ndcg(scores: Scores, holdout: Holdout) -> float:
+    """What is tuned for: NDCG@10 over the targets."""
+    return float(values(ranks(scores, holdout))[:, _OBJECTIVE].mean())
 
 
 def best_of(scores: NDArray[np.floating], seen: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

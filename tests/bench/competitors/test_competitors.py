@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import heliotrope_bench.competitors.sasrec as sasrec_module
 from heliotrope_bench.competitors import competitors, evaluate, tune
 from heliotrope_bench.competitors.average_text import average_text
-from heliotrope_bench.competitors.competitor import TRIALS, Competitor, best_of, ranks
+from heliotrope_bench.competitors.competitor import TRIALS, best_of, ranks
 from heliotrope_bench.competitors.counts import chance, decayed_popularity, popularity
 from heliotrope_bench.competitors.ease import ease
 from heliotrope_bench.competitors.factors import als, bpr
@@ -132,21 +133,24 @@ FEATURES = np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", competitors(FEATURES))
-def test_every_competitor_is_tuned_and_measured(holdout: Holdout, name: str) -> None:
+def test_every_competitor_is_tuned_and_measured(holdout: Holdout, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     competitor = competitors(FEATURES)[name]
     assert len(competitor.settings) <= 2 * TRIALS
-    short = Competitor(competitor.name, competitor.score, competitor.settings[:2])
+    monkeypatch.setattr(sasrec_module, "BUDGET_FLOP", 1e9)
+    short = replace(competitor, settings=competitor.settings[:2])
     settings = tune(short, LAST_POSITIVE.validation(holdout, count=100))
     outcome = evaluate(short, holdout, settings)
-    assert settings in competitor.settings and len(outcome.ranks) == len(holdout.targets)
+    assert {key: settings[key] for key in competitor.settings[0]} in competitor.settings
+    assert len(outcome.ranks) == len(holdout.targets)
     for best, history in zip(outcome.top, holdout.histories(), strict=True):
         assert not set(best.tolist()) & set(holdout.dataset.item[history].tolist())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 @pytest.mark.parametrize("name", competitors(FEATURES))
-def test_tuning_never_sees_the_test_part(name: str, protocol: Protocol) -> None:
+def test_tuning_never_sees_the_test_part(name: str, protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every event outside of the train part replaced by another, the same settings are chosen."""
+    monkeypatch.setattr(sasrec_module, "BUDGET_FLOP", 1e8)
     data = toy_dataset()
     holdout = protocol.cut(data, None)
     other = np.random.default_rng(5)
@@ -156,6 +160,6 @@ def test_tuning_never_sees_the_test_part(name: str, protocol: Protocol) -> None:
     value[hidden] = 5.0
     changed = Holdout(replace(data, item=item, value=value), holdout.targets, holdout.train)
     competitor = competitors(FEATURES)[name]
-    short = Competitor(competitor.name, competitor.score, competitor.settings[:2])
+    short = replace(competitor, settings=competitor.settings[:2])
     chosen = [tune(short, protocol.validation(one, count=30)) for one in (holdout, changed)]
     assert chosen[0] == chosen[1]
