@@ -5,8 +5,9 @@ stops at the last item that they chose. So an item above that place which is not
 below it was not seen and teaches nothing.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +23,22 @@ MAX_PLACES = 100
 
 
 class Impression(NamedTuple):
-    """One answer as it was given. `counts` (k,) are the decayed event counts of its items, `weights` what scored it;
-    both are None when nothing is learned.
+    """One answer as it was given; the tuples are parallel. `interests` is (H, d).
 
-    `named` holds the items that feedback has named, `implied` those that it has passed over.
+    `counts` (k,) are the decayed event counts of its items and `weights_version` says what scored it; both are None
+    when nothing is learned. `logged`: it is in the impression log.
     """
 
     user_id: str
     time_s: float
-    answer: Answer
+    snapshot_version: str
+    item_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    propensities: tuple[float, ...]
     interests: NDArray[np.float32]
     counts: NDArray[np.float64] | None
-    weights: Weights | None
+    weights_version: int | None
     logged: bool
-    named: set[str]
-    implied: set[str]
 
 
 class Judgement(NamedTuple):
@@ -58,7 +60,10 @@ class ImpressionMemory:
     def __init__(self, limit: int, window_s: float) -> None:
         self._limit = limit
         self._window_s = window_s
-        self._impressions: dict[str, Impression] = {}  # in the order of time
+        # Tens of thousands of these live for minutes. As exact tuples of strings, numbers and arrays the garbage
+        # collector lets go of them after one look; lists and sets in them would be looked at in each of its rounds.
+        self._impressions: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self._judged: dict[str, _Judged] = {}
 
     def __len__(self) -> int:
         return len(self._impressions)
@@ -69,15 +74,22 @@ class ImpressionMemory:
         user_id: str,
         answer: Answer,
         counts: NDArray[np.float64] | None,
-        weights: Weights | None,
+        weights_version: int | None,
         now_s: float,
         logged: bool,
     ) -> None:
         """Remembers an answer; `counts` (k,) are those of `answer.rows`, at most the first MAX_PLACES."""
-        impressions = self._impressions
-        # Interests are a view into an array of the whole micro-batch, which would be kept alive.
-        impressions[request_id] = Impression(
-            user_id, now_s, answer, answer.interests.copy(), counts, weights, logged, set(), set()
+        self._impressions[request_id] = (
+            user_id,
+            now_s,
+            answer.snapshot_version,
+            tuple(answer.item_ids[:MAX_PLACES]),
+            tuple(answer.scores[:MAX_PLACES]),
+            tuple(answer.propensities[:MAX_PLACES]),
+            answer.interests.copy(),  # a view into an array of the whole micro-batch
+            counts,
+            weights_version,
+            logged,
         )
         self._expire(now_s)
 
@@ -87,8 +99,8 @@ class ImpressionMemory:
         Raises UnknownRequestError, or InvalidArgumentError for an item that was not shown; then nothing is taken in.
         """
         self._expire(now_s)
-        impression = self._impressions.get(request_id)
-        if impression is None or impression.user_id != user_id:
+        remembered = self._impressions.get(request_id)
+        if remembered is None or remembered[0] != user_id:
             raise UnknownRequestError(
                 "UNKNOWN_REQUEST",
                 f"{request_id[:64]!r} is no remembered answer for this user: a shard remembers its newest "
@@ -96,7 +108,8 @@ class ImpressionMemory:
                 limit=self._limit,
                 window_s=self._window_s,
             )
-        shown = impression.answer.item_ids[:MAX_PLACES]
+        impression = Impression(*remembered)
+        shown = impression.item_ids
         place_of = {item_id: place for place, item_id in enumerate(shown)}
         for item_id in rewards:
             if item_id not in place_of:
@@ -106,35 +119,42 @@ class ImpressionMemory:
                     item_id=item_id[:256],
                     limit=MAX_PLACES,
                 )
-        fresh = {place_of[item_id]: reward for item_id, reward in rewards.items() if item_id not in impression.named}
+        named, passed = self._judged.setdefault(request_id, _Judged(set(), set()))
+        fresh = {place_of[item_id]: reward for item_id, reward in rewards.items() if item_id not in named}
         duplicates = len(rewards) - len(fresh)
         implied = 0
         if fresh and all(reward > 0.0 for reward in rewards.values()):
             for place in range(max(fresh)):
                 item_id = shown[place]
-                if place not in fresh and item_id not in impression.named and item_id not in impression.implied:
+                if place not in fresh and item_id not in named and item_id not in passed:
                     fresh[place] = 0.0
-                    impression.implied.add(item_id)
+                    passed.add(item_id)
                     implied += 1
-        impression.named.update(rewards)
+        named.update(rewards)
         places = sorted(fresh)
         return Judgement(impression, places, [fresh[place] for place in places], implied, duplicates)
 
     def forget(self, user_id: str) -> None:
         """Drops what was shown to a user."""
-        self._impressions = {
-            request_id: impression
-            for request_id, impression in self._impressions.items()
-            if impression.user_id != user_id
-        }
+        for request_id in [key for key, remembered in self._impressions.items() if remembered[0] == user_id]:
+            del self._impressions[request_id]
+            self._judged.pop(request_id, None)
 
     def _expire(self, now_s: float) -> None:
-        impressions = self._impressions
+        impressions, earliest_s = self._impressions, now_s - self._window_s
         while impressions:
             oldest = next(iter(impressions))
-            if len(impressions) <= self._limit and impressions[oldest].time_s >= now_s - self._window_s:
+            if len(impressions) <= self._limit and impressions[oldest][1] >= earliest_s:
                 return
             del impressions[oldest]
+            self._judged.pop(oldest, None)
+
+
+class _Judged(NamedTuple):
+    """The items of one answer that feedback has named, and those that it has passed over."""
+
+    named: set[str]
+    passed: set[str]
 
 
 def live_features(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,28 +163,27 @@ def live_features(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return features
 
 
-def example_group(judgement: Judgement, catalogue: LiveCatalogue) -> ExampleGroup | None:
-    """The judged places as numbers; None when the catalogue is no longer the one that was shown."""
+def example_group(judgement: Judgement, catalogue: LiveCatalogue, weights: Weights) -> ExampleGroup | None:
+    """The judged places as numbers; None when the catalogue no longer holds what was shown.
+
+    `weights` are those that scored it: what they do not explain of a score is its offset.
+    """
     impression, places = judgement.impression, judgement.places
-    answer = impression.answer
-    rows = answer.rows[places]
-    if impression.weights is None or impression.counts is None:
+    if impression.counts is None:
         raise ValueError("this impression was noted for the log alone")
-    if answer.snapshot_version != catalogue.version or any(
-        row >= catalogue.size or catalogue.item_ids[row] != answer.item_ids[place]
-        for place, row in zip(places, rows.tolist(), strict=True)
-    ):
+    rows = [catalogue.row_of(impression.item_ids[place]) for place in places]
+    if impression.snapshot_version != catalogue.version or None in rows:
         return None
-    vectors = np.stack([catalogue.row_vector(row) for row in rows.tolist()])
+    vectors = np.stack([catalogue.row_vector(row) for row in rows if row is not None])
     features = live_features(impression.counts[places])
-    learned = impression.weights.scores(np.repeat(impression.interests[None], len(places), axis=0), vectors, features)
+    learned = weights.scores(np.repeat(impression.interests[None], len(places), axis=0), vectors, features)
     return ExampleGroup(
         impression.user_id,
-        answer.snapshot_version,
+        impression.snapshot_version,
         impression.interests,
         vectors,
         features,
-        np.array([answer.scores[place] for place in places]) - learned,
-        np.array([answer.propensities[place] for place in places]),
+        np.array([impression.scores[place] for place in places]) - learned,
+        np.array([impression.propensities[place] for place in places]),
         np.array(judgement.rewards),
     )

@@ -172,7 +172,7 @@ def feedback_record(request_id: str, time_us: int, judgement: Judgement) -> list
         impression.user_id,
         request_id,
         time_us,
-        [impression.answer.item_ids[place] for place in judgement.places],
+        [impression.item_ids[place] for place in judgement.places],
         judgement.rewards,
         judgement.implied,
     ]

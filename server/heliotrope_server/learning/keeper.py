@@ -1,6 +1,7 @@
 """The weights that one shard answers with: the snapshot's own, or those that were learned for it."""
 
 import logging
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from heliotrope_server.errors import DataFolderError
 from heliotrope_server.learning.weight_store import Pointer, WeightStore
 from heliotrope_server.learning.weights import Weights
 from heliotrope_server.live_catalogue import LiveCatalogue
+
+_RECENT = 8
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ class WeightKeeper:
         self.store = WeightStore(self._folder, catalogue.version)
         self.own = self.active = Weights(0, np.asarray(self._answerer.scoring_matrices), self._answerer.theta)
         self.pointer = Pointer()
+        self._recent: OrderedDict[int, Weights] = OrderedDict({0: self.own})
         self._stamp: tuple[int, int] | None = None
         self.catch_up()
         logger.info("snapshot %s is served with weights version %d", catalogue.version, self.active.version)
@@ -57,3 +61,10 @@ class WeightKeeper:
         """Answers with these weights from now on. Raises ValueError when they do not fit the snapshot."""
         self._answerer.use_weights(weights.matrices, weights.theta)
         self.active, self.pointer = weights, pointer
+        self._recent[weights.version] = weights
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
+    def recent(self, version: int) -> Weights | None:
+        """A version of this snapshot's weights that was in use lately."""
+        return self.active if version == self.active.version else self._recent.get(version)

@@ -12,6 +12,7 @@ from heliotrope_server.learning.impression import MAX_PLACES, ImpressionMemory, 
 from heliotrope_server.learning.impression_log import ImpressionLog, feedback_record, impression_record
 from heliotrope_server.learning.keeper import WeightKeeper
 from heliotrope_server.learning.leader import Leader
+from heliotrope_server.learning.weights import Weights
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.settings import LearningSettings
@@ -90,7 +91,7 @@ class OnlineLearning:
         now_s = self._wall_clock()
         if self.keeper is not None:
             counts = self._popularity.counts_of(answer.rows[:MAX_PLACES], now_s)
-            self.memory.note(request_id, user_id, answer, counts, self.keeper.active, now_s, logged)
+            self.memory.note(request_id, user_id, answer, counts, self.keeper.active.version, now_s, logged)
         else:
             self.memory.note(request_id, user_id, answer, None, None, now_s, logged)
         if self.log is not None and logged:
@@ -106,7 +107,8 @@ class OnlineLearning:
         if self.log is not None and judgement.impression.logged:
             self.log.add(feedback_record(request_id, round(now_s * 1e6), judgement))
         if self.keeper is not None:
-            group = example_group(judgement, self._catalogue)
+            weights = self._weights_of(self.keeper, judgement)
+            group = None if weights is None else example_group(judgement, self._catalogue, weights)
             if group is None:
                 self.stale_count += len(judgement.places)
             elif self.leader is not None:
@@ -156,6 +158,12 @@ class OnlineLearning:
             lost = self._outbox.popleft().size
             self.outbox_size -= lost
             self.lost_count += lost
+
+    def _weights_of(self, keeper: WeightKeeper, judgement: Judgement) -> Weights | None:
+        impression = judgement.impression
+        if impression.snapshot_version != keeper.catalogue.version or impression.weights_version is None:
+            return None
+        return keeper.recent(impression.weights_version)
 
     async def _watch(self, keeper: WeightKeeper) -> None:
         """A follower that missed an announcement, or was down, finds the weights by itself."""

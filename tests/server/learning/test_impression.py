@@ -38,7 +38,7 @@ def weights_of(engine):
 
 def note(memory, engine, answer, request_id="r", user="u", now_s=NOW_S):
     counts = engine.popularity.counts_of(answer.rows, now_s)
-    memory.note(request_id, user, answer, counts, weights_of(engine), now_s, False)
+    memory.note(request_id, user, answer, counts, 0, now_s, False)
 
 
 async def test_examples_carry_the_very_score_that_was_served(engine):
@@ -46,7 +46,7 @@ async def test_examples_carry_the_very_score_that_was_served(engine):
     memory = ImpressionMemory(10, 60.0)
     note(memory, engine, answer)
     judgement = memory.judge("u", "r", {answer.item_ids[5]: 1.0}, NOW_S)
-    group = example_group(judgement, engine.catalogue)
+    group = example_group(judgement, engine.catalogue, weights_of(engine))
     batch = make_batch([group])
     np.testing.assert_allclose(batch.scores(weights_of(engine)), answer.scores, rtol=1e-5)
     # Under other weights, it is the score that those would have given.
@@ -131,7 +131,7 @@ async def test_another_snapshot_makes_an_impression_stale(engine, tmp_path):
     note(memory, engine, answer)
     judgement = memory.judge("u", "r", {answer.item_ids[0]: 1.0}, NOW_S)
     other = worlds.catalogue(tmp_path / "other", items=40, seed=5)
-    assert example_group(judgement, other) is None
+    assert example_group(judgement, other, weights_of(engine)) is None
 
 
 def test_live_features_are_what_theta_weighs():
