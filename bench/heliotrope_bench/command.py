@@ -1,4 +1,5 @@
-"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set) and `encode` (texts per second)."""
+"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second) and
+`learning` (what feedback gains, and what fake feedback can do)."""
 
 import sys
 from typing import TypeVar
@@ -18,8 +19,9 @@ commands:
   load     rate, latency, errors and recall of a server under an open-loop load
   quality  replay of a real data set through the served system, beside other models
   encode   texts per second of the encoder, beside bare ONNX Runtime on the same batches
+  learning what online learning gains with simulated users, and what an attack on it can do
 
-`load` and `encode` take --out FILE.json, `quality` --results FOLDER for the raw results.
+`load`, `encode` and `learning` take --out FILE.json, `quality` --results FOLDER for the raw results.
 `heliotrope bench COMMAND --help` describes the options."""
 
 
@@ -43,8 +45,12 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import encode
 
             encode.run(parse(encode.EncodeOptions, rest), rest, console)
+        elif command == "learning":
+            from heliotrope_bench import learning
+
+            learning.run(parse(learning.LearningOptions, rest), rest, console)
         else:
-            print(f"heliotrope bench: there is no {command!r}; give load, quality or encode", file=sys.stderr)
+            print(f"heliotrope bench: there is no {command!r}; give load, quality, encode or learning", file=sys.stderr)
             return 2
     except (ValidationError, SettingsError) as error:
         print(f"heliotrope bench {command}: {first_problem(error)}", file=sys.stderr)
