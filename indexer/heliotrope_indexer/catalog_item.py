@@ -13,6 +13,8 @@ class CatalogItem:
     title: str
     description: str = ""
     categories: tuple[str, ...] = ()
+    provider: str = ""
+    """Who offers the item; not part of the text."""
 
     @property
     def text(self) -> str:

@@ -15,9 +15,13 @@ ALIASES = {
     "title": ("title", "movie_title", "name"),
     "description": ("description", "overview", "gloss", "summary"),
     "categories": ("categories", "genres", "genre", "class", "tags"),
+    "provider": ("provider", "seller", "publisher", "vendor"),
 }
 MAX_TEXT = 32_768
 """Characters of one title or description; what lies behind an encoder's 512 tokens is never read anyway."""
+
+MAX_PROVIDER = 64
+"""Characters of a provider's name that are kept: it is a name, and at most 256 bytes in the contract."""
 
 _NO_CATEGORIES = frozenset({"(no genres listed)", "unknown", "none", "n/a"})
 
@@ -41,7 +45,8 @@ def read_catalogue(source: Source, rejects: RejectLog) -> list[CatalogItem]:
         title = _text(values.get("title", []))
         description = _text(values.get("description", []))
         spaced = any(name in source.list_columns for name in columns.get("categories", []))
-        item = CatalogItem(item_id, title, description, _categories(values.get("categories", []), spaced))
+        categories = _categories(values.get("categories", []), spaced)
+        item = CatalogItem(item_id, title, description, categories, _text(values.get("provider", []))[:MAX_PROVIDER])
         if not item_id:
             rejects.add(source.path, row.line, "no_id", "the item id is empty", dict(row.values))
         elif item_id in items:

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from heliotrope import call as calls
-from heliotrope.call import MAX_BATCH_EVENTS, MAX_BATCH_USERS, Call, EventReceipt, SeenPolicyName
+from heliotrope.call import MAX_BATCH_EVENTS, MAX_BATCH_USERS, Call, EventReceipt, ListRules, SeenPolicyName
 from heliotrope.connection import CONNECT_TIMEOUT_S, AsyncStubs, Tls, channel_options, check_address
 from heliotrope.errors import ServerError, UnavailableError, UnsupportedError, from_element, from_rpc_error
 from heliotrope.event import Event, EventTypeName, Time
@@ -61,8 +61,12 @@ class AsyncClient:
         explain: bool = False,
         request_time: Time | None = None,
         timeout_s: float | None = None,
+        **rules: Unpack[ListRules],
     ) -> recommendation_pb2.RecommendResponse:
-        """The best `count` items for a user; an unknown user gets what the population likes."""
+        """The best `count` items for a user; an unknown user gets what the population likes.
+
+        `rules` shape the list as a whole: `diversity`, `max_per_category`, ..., see heliotrope.v1.ListRules.
+        """
         request = calls.recommend_request(
             user_id,
             count=count,
@@ -71,6 +75,7 @@ class AsyncClient:
             version_token=version_token,
             explain=explain,
             request_time=request_time,
+            **rules,
         )
         return await self._run(calls.recommend(request), timeout_s)
 
@@ -83,13 +88,14 @@ class AsyncClient:
         explain: bool = False,
         request_time: Time | None = None,
         timeout_s: float | None = None,
+        **rules: Unpack[ListRules],
     ) -> list[recommendation_pb2.RecommendResponse | ServerError]:
         """Answers for many users, in their order, any number; a refused one is an error in its place.
 
         A user is an id, asked for with the other arguments, or a whole RecommendRequest.
         """
         requests = [
-            calls.recommend_request(user, count=count, seen=seen, explain=explain, request_time=request_time)
+            calls.recommend_request(user, count=count, seen=seen, explain=explain, request_time=request_time, **rules)
             for user in users
         ]
         await self._learn_shard_map()
@@ -200,10 +206,15 @@ class AsyncClient:
         return (await self._run(calls.get_profile(user_id, read_time), timeout_s)).profile
 
     async def update_profile(
-        self, user_id: str, *, declared_interests: Iterable[str], timeout_s: float | None = None
+        self,
+        user_id: str,
+        *,
+        declared_interests: Iterable[str] | None = None,
+        segments: Iterable[str] | None = None,
+        timeout_s: float | None = None,
     ) -> profile_pb2.Profile:
-        """Replaces the interests that the user declared, in free text."""
-        return (await self._run(calls.update_profile(user_id, declared_interests), timeout_s)).profile
+        """Replaces the interests that the user declared, in free text, or the segments; what is None stays."""
+        return (await self._run(calls.update_profile(user_id, declared_interests, segments), timeout_s)).profile
 
     async def delete_profile(self, user_id: str, *, timeout_s: float | None = None) -> int:
         """Forgets a user; returns how many events the profile had held."""

@@ -5,8 +5,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from heliotrope.connection import AsyncStubs, Stubs
@@ -20,6 +21,16 @@ MAX_BATCH_EVENTS = 1_000
 SeenPolicyName = Literal["exclude", "include"]
 Part = TypeVar("Part")
 Reply = TypeVar("Reply")
+
+
+class ListRules(TypedDict, total=False):
+    """Rules for a list as a whole; see heliotrope.v1.ListRules. What is left out has the server's value."""
+
+    diversity: float
+    relevance_floor: float
+    max_per_category: int
+    max_provider_share: float
+    explore_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,15 @@ def recommend_request(
     version_token: str = "",
     explain: bool = False,
     request_time: Time | None = None,
+    **rules: Unpack[ListRules],
 ) -> recommendation_pb2.RecommendRequest:
-    """One question. A message is passed through as it is. Raises ValueError for an unknown seen policy."""
+    """One question. A message is passed through as it is.
+
+    Raises ValueError for an unknown seen policy and TypeError for an unknown rule.
+    """
+    unknown = rules.keys() - ListRules.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
     if isinstance(user, recommendation_pb2.RecommendRequest):
         return user
     try:
@@ -82,6 +100,7 @@ def recommend_request(
         version_token=version_token,
         explain=explain,
         request_time=to_timestamp(request_time),
+        list_rules=recommendation_pb2.ListRules(**rules) if rules else None,
     )
 
 
@@ -188,10 +207,22 @@ def get_profile(user_id: str, read_time: Time | None) -> Call[profile_pb2.GetPro
     return Call(lambda stubs: stubs.profile.GetProfile, request, profile_pb2.GetProfileResponse, user_id=user_id)
 
 
-def update_profile(user_id: str, declared_interests: Iterable[str]) -> Call[profile_pb2.UpdateProfileResponse]:
+def update_profile(
+    user_id: str, declared_interests: Iterable[str] | None, segments: Iterable[str] | None
+) -> Call[profile_pb2.UpdateProfileResponse]:
+    """What is None is left as it is. Raises ValueError when both are."""
+    given = {"declared_interests": declared_interests, "segments": segments}
+    paths = [name for name, value in given.items() if value is not None]
+    if not paths:
+        raise ValueError("give declared_interests, segments or both")
     return Call(
         lambda stubs: stubs.profile.UpdateProfile,
-        profile_pb2.UpdateProfileRequest(user_id=user_id, declared_interests=declared_interests),
+        profile_pb2.UpdateProfileRequest(
+            user_id=user_id,
+            declared_interests=declared_interests or (),
+            segments=segments or (),
+            update_mask=FieldMask(paths=paths),
+        ),
         profile_pb2.UpdateProfileResponse,
         user_id=user_id,
         idempotent=False,

@@ -1,5 +1,7 @@
 """Answers recommendation questions in batches: profile -> query -> candidates -> exact scores -> reply."""
 
+import itertools
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_server.explanation import Contribution, explain
+from heliotrope_server.freshness import Freshness, FreshView
+from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
+from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
-from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
+from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -20,10 +25,13 @@ _TICK_S = 0.1
 SOURCE_PERSONAL = 1
 SOURCE_DECLARED = 2
 SOURCE_POPULAR = 3
+SOURCE_SEGMENT = 4
+SOURCE_FRESH = 5
+SOURCE_EXPLORE = 6
 
 
 class Question(NamedTuple):
-    """One recommendation request. `time_s` None: now."""
+    """One recommendation request. `time_s` None: now; `rules` None: those of the server."""
 
     user_id: str
     wanted: int
@@ -32,10 +40,11 @@ class Question(NamedTuple):
     version_token: str = ""
     explain: bool = False
     time_s: float | None = None
+    rules: ListRules | None = None
 
 
 class Answer(NamedTuple):
-    """The reply to one Question; the lists are parallel, best first.
+    """The reply to one Question; the lists are parallel, best first within the rules of the list.
 
     `sources` are those of heliotrope.v1.Source. `propensities` are the probabilities with which each item stood at its
     place, given everything that was known before the draw: 1 where nothing was drawn. `rows` (k,) are the catalogue
@@ -52,6 +61,7 @@ class Answer(NamedTuple):
     profile_version: str
     rows: NDArray[np.int64]
     interests: NDArray[np.float32]
+    request_id: str
 
 
 class Answerer:
@@ -64,7 +74,16 @@ class Answerer:
         popularity: LivePopularity,
         clock: VersionClock,
         wall_clock: Callable[[], float],
+        *,
+        rules: ListRules = NO_RULES,
+        freshness: Freshness | None = None,
     ) -> None:
+        """`rules` hold for questions that bring none; `freshness` None: new items get no boost."""
+        self.rules = rules
+        self._freshness = freshness
+        self._shapes = freshness is not None or rules.active
+        self._request_prefix = uuid.uuid4().hex[:12]
+        self._request_numbers = itertools.count(1)
         self.recommend_count = 0
         self.uncertified_count = 0
         self._store = store
@@ -77,6 +96,8 @@ class Answerer:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
         self._retriever: Retriever = make_retriever(catalogue)
+        self._lists = ListMaker(catalogue)
+        self._fresh: tuple[Any, FreshView | None] = (None, None)
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
@@ -120,8 +141,14 @@ class Answerer:
             else:
                 interests[place] = profile.interest_vectors(times[place], parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
+        request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
+        plans = [self._plan(question, request_ids[place]) for place, question in enumerate(questions)]
         queries = [
-            Query(vectors[place], question.wanted, self._excluded_rows(question, profiles[place]))
+            Query(
+                vectors[place],
+                question.wanted if (shape := plans[place]) is None else shape.asked,
+                self._excluded_rows(question, profiles[place]),
+            )
             for place, question in enumerate(questions)
         ]
         groups: dict[float | None, list[int]] = {}
@@ -130,30 +157,61 @@ class Answerer:
         answers: dict[int, Answer] = {}
         for time_s, places in groups.items():
             live = self._live_view(time_s, now_s)
+            fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, now_s)
             rankings = self._retriever.rank([queries[place] for place in places], live)
             for place, ranking in zip(places, rankings, strict=True):
-                self.uncertified_count += not ranking.certified
+                profile, question, shape = profiles[place], questions[place], plans[place]
+                found, certified = ranking.rows, ranking.certified
                 scores = ranking.scores.astype(np.float64)
-                rows = ranking.rows.tolist()
-                profile, question = profiles[place], questions[place]
+                sources = [_source(profile)] * len(found)
+                propensities = [1.0] * len(found)
+                if shape is not None:
+                    made = self._make(question.wanted, queries[place], shape, ranking, live, fresh)
+                    found, scores, certified = made.rows, made.scores, made.certified
+                    sources, propensities = _sources(made, _source(profile)), _propensities(made)
+                self.uncertified_count += not certified
+                rows = found.tolist()
                 explanations: list[list[Contribution]] = []
                 if question.explain:
-                    matrices = self.scoring_matrices
-                    explanations = explain(profile, catalogue, matrices, rows, live.boosts, times[place])
+                    freshness = {} if fresh is None else fresh.by_row
+                    explanations = explain(
+                        profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
+                    )
                 answers[place] = Answer(
                     [catalogue.item_ids[row] for row in rows],
                     scores.tolist(),
                     (1.0 / (1.0 + np.exp(-scores))).tolist(),
-                    [_source(profile)] * len(rows),
-                    [1.0] * len(rows),
+                    sources,
+                    propensities,
                     explanations,
                     catalogue.version,
                     self._clock.token(0 if profile is None else profile.lsn),
-                    ranking.rows,
+                    found,
                     interests[place],
+                    request_ids[place],
                 )
         self.recommend_count += len(questions)
         return [answers[place] for place in range(len(questions))]
+
+    def _plan(self, question: Question, request_id: str) -> Plan | None:
+        """How to make a list that is more than its best candidates; None: it is those."""
+        if question.rules is None and not self._shapes:
+            return None
+        rules = self.rules if question.rules is None else question.rules
+        return plan(rules, question.wanted, request_id)
+
+    def _make(
+        self, wanted: int, query: Query, shape: Plan, ranking: Ranking, live: LiveView, fresh: FreshView | None
+    ) -> MadeList:
+        boosted = None
+        if fresh is not None and self._freshness is not None:
+            scores = exact_scores(self.catalogue, live, query, fresh.rows) + fresh.boosts
+            boosted = FreshScores(fresh, scores, self._freshness.places(wanted))
+
+        def rank(asked: int) -> Ranking:
+            return self._retriever.rank([query._replace(wanted=asked)], live)[0]
+
+        return self._lists.make(wanted, shape, ranking, rank, live, boosted)
 
     def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
         catalogue = self.catalogue
@@ -174,6 +232,14 @@ class Answerer:
             self._live = (key, live_view(self.catalogue, self._popularity.counts_at(at_s), float(self.theta[0])))
         return self._live[1]
 
+    def _fresh_view(self, freshness: Freshness, time_s: float | None, now_s: float) -> FreshView | None:
+        """The boosts at a time, as of the last tick for "now"."""
+        at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
+        key = (at_s, self.catalogue.generation, self.catalogue.revision)
+        if self._fresh[0] != key:
+            self._fresh = (key, freshness.view(self.catalogue, at_s))
+        return self._fresh[1]
+
 
 _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
@@ -184,3 +250,17 @@ def _source(profile: Profile | None) -> int:
     if any(mass > 0.0 for mass in profile.total.masses):
         return SOURCE_PERSONAL
     return SOURCE_DECLARED if profile.declared_pooled is not None else SOURCE_POPULAR
+
+
+def _sources(made: MadeList, source: int) -> list[int]:
+    sources = [SOURCE_FRESH if boosted_only else source for boosted_only in made.boosted_only]
+    if made.draw is not None and made.draw[1]:
+        sources[-1] = SOURCE_EXPLORE
+    return sources
+
+
+def _propensities(made: MadeList) -> list[float]:
+    propensities = [1.0] * len(made.rows)
+    if made.draw is not None:
+        propensities[-1] = made.draw[0]
+    return propensities

@@ -4,6 +4,7 @@ Shard 0 writes it; the others read it. State is what the log says: a shard that 
 reads on from where it stopped.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ class CatalogueChanges:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sequence = 0
+        # Item id -> when it was first added, for items that nobody knew, in the order of time; deletion leaves it here,
+        # so that adding an item again does not make it new.
+        self.added_s: dict[str, float] = {}
         self._items: dict[str, DeltaItem] = {}
         self._deleted: set[str] = set()
 
@@ -52,7 +56,7 @@ class CatalogueChanges:
         """Takes encoder outputs of another model for the live items."""
         for item_id, vector in pooled.items():
             old = self._items[item_id]
-            self._items[item_id] = DeltaItem(old.item, vector, None, old.bias, "", model_version)
+            self._items[item_id] = replace(old, pooled=vector, residual=None, version="", model_version=model_version)
 
     def _take(self, record: list[Any], catalogue: LiveCatalogue | None) -> None:
         if record[0] == DELETE:
@@ -62,6 +66,8 @@ class CatalogueChanges:
                 catalogue.delete(record[1])
             return
         entry = decode_upsert(record)
+        if entry.added_s:
+            self.added_s.setdefault(entry.item.item_id, entry.added_s)
         self._deleted.discard(entry.item.item_id)
         self._items.pop(entry.item.item_id, None)
         self._items[entry.item.item_id] = entry
@@ -82,16 +88,21 @@ def encode_upsert(entry: DeltaItem) -> list[Any]:
         entry.bias,
         entry.version,
         entry.model_version,
+        item.provider,
+        entry.added_s,
     ]
 
 
 def decode_upsert(record: list[Any]) -> DeltaItem:
-    _, item_id, title, description, categories, pooled, residual, bias, version, model_version = record
+    _, item_id, title, description, categories, pooled, residual, bias, version, model_version, *rest = record
+    # Records of a server that knew no providers end here.
+    provider, added_s = rest or ("", 0.0)
     return DeltaItem(
-        CatalogItem(item_id, title, description, tuple(categories)),
+        CatalogItem(item_id, title, description, tuple(categories), provider),
         np.frombuffer(pooled, dtype=np.float32),
         None if residual is None else np.frombuffer(residual, dtype=np.float32),
         bias,
         version,
         model_version,
+        added_s,
     )

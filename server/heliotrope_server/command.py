@@ -82,6 +82,31 @@ class ServeOptions(BaseSettings):
         _LEARNING.promotion_examples, description="examples on which learned weights must prove better to be served"
     )
     promotion_users: int = Field(_LEARNING.promotion_users, description="users that these examples must come from")
+    diversity: float = Field(
+        _DEFAULTS.diversity, description="0 to 1: how much the items of a list should differ from each other"
+    )
+    relevance_floor: float = Field(
+        _DEFAULTS.relevance_floor,
+        description="diversity moves up no item with less than this share of the best one's probability",
+    )
+    max_per_category: int = Field(
+        _DEFAULTS.max_per_category, description="items of one category in a list; 0: no limit"
+    )
+    max_provider_share: float = Field(
+        _DEFAULTS.max_provider_share, description="largest share of a list for one provider; 1: no limit"
+    )
+    explore_share: float = Field(
+        _DEFAULTS.explore_share, description="share of lists whose last place is drawn at random; 0: none"
+    )
+    freshness_weight: float = Field(
+        _DEFAULTS.freshness_weight, description="boost of the score of a new item, which then decays; 0: none"
+    )
+    freshness_half_life_s: float = Field(
+        _DEFAULTS.freshness_half_life_s, description="seconds after which the boost has halved"
+    )
+    freshness_quota: float = Field(
+        _DEFAULTS.freshness_quota, description="largest share of a list for items that only the boost brings in"
+    )
     drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain; with --tls-key turns TLS on")
     tls_key: Path | None = Field(None, description="PEM private key")

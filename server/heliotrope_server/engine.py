@@ -5,10 +5,8 @@ after they are on disk; everything that is read is read between two applications
 """
 
 import asyncio
-import itertools
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +24,9 @@ from heliotrope_server.errors import (
     StartError,
 )
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent, check_id
+from heliotrope_server.freshness import Freshness
 from heliotrope_server.learning.online import OnlineLearning
+from heliotrope_server.list_rules import MAX_DIVERSE_COUNT, check_rules
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.micro_batcher import MicroBatcher, Timed
 from heliotrope_server.popularity import LivePopularity
@@ -86,13 +86,27 @@ class Engine:
         self._log_folder = folder / "log"
         self._log_factory = log_factory
         self.store = ProfileStore(folder / "profiles", cache_profiles=settings.cache_profiles)
-        self.answerer = Answerer(catalogue, self.store, self.popularity, clock, wall_clock)
+        freshness = None
+        if settings.freshness_weight > 0.0:
+            freshness = Freshness(
+                settings.freshness_weight,
+                settings.freshness_half_life_s,
+                settings.freshness_quota,
+                self.changes.added_s,
+            )
+        self.answerer = Answerer(
+            catalogue,
+            self.store,
+            self.popularity,
+            clock,
+            wall_clock,
+            rules=settings.list_rules,
+            freshness=freshness,
+        )
         self._batcher = MicroBatcher[Question, Answer](
             self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
         self._checkpoint_lock = asyncio.Lock()
-        self._request_prefix = uuid.uuid4().hex[:12]
-        self._request_numbers = itertools.count(1)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -168,9 +182,6 @@ class Engine:
             await asyncio.sleep(0)
         return [outcomes[place] for place in range(len(questions))]
 
-    def next_request_id(self) -> str:
-        return f"{self._request_prefix}-{next(self._request_numbers)}"
-
     def _check_question(self, question: Question) -> None:
         check_id("user_id", question.user_id)
         if not 1 <= question.wanted <= MAX_COUNT:
@@ -187,6 +198,8 @@ class Engine:
                 value=len(question.excluded_item_ids),
                 limit=MAX_EXCLUDED,
             )
+        if question.rules is not None or question.wanted > MAX_DIVERSE_COUNT:
+            check_rules(question.rules or self.answerer.rules, question.wanted)
         if question.version_token:
             self.clock.require(question.version_token, self.applied_lsn)
 
@@ -222,6 +235,13 @@ class Engine:
 
     def knows_item(self, item_id: str) -> bool:
         return item_id in self.catalogue.rows
+
+    def added_s(self, item_id: str) -> float:
+        """When an item that is about to be written was first added: now if nobody knows it, 0 if the snapshot did."""
+        known = self.changes.added_s.get(item_id)
+        if known is not None:
+            return known
+        return 0.0 if self.knows_item(item_id) or self.catalogue.snapshot.row_of(item_id) is not None else self.now_s()
 
     def now_s(self) -> float:
         return self._wall_clock()

@@ -3,12 +3,12 @@
 The score is linear in the user's events, so with x_e the vector of event e's item
 
     score(u, i) = sum over e of [ sum_h g_e 2^(-(t - t_e)/T_h) / (kappa_h + m_h) * x_e . A_h x_i ]
-                + the same for the folded sum + the same for kappa_h * prior + b_i + live boost + intercept
+                + the same for the folded sum + the same for kappa_h * prior + b_i + live boost + freshness + intercept
 
 holds to float rounding; nothing here approximates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ PRIOR = 3
 ITEM_BIAS = 4
 LIVE_POPULARITY = 5
 INTERCEPT = 6
+FRESHNESS = 7
 
 
 class Contribution(NamedTuple):
@@ -42,10 +43,12 @@ def explain(
     rows: Sequence[int],
     boosts: NDArray[np.float32],
     time_s: float,
+    freshness: Mapping[int, float],
 ) -> list[list[Contribution]]:
     """The contributions to the score of each row, largest first by absolute value.
 
-    `scoring_matrices` (H, d, d) are the ones that were scored with; `boosts` is by row.
+    `scoring_matrices` (H, d, d) are the ones that were scored with; `boosts` is by row, `freshness` the boosts of new
+    items by row.
     """
     parameters = catalogue.parameters
     items = np.array([catalogue.row_vector(row) for row in rows], dtype=np.float64)  # (k, d)
@@ -87,6 +90,8 @@ def explain(
         parts.append(Contribution(PRIOR, float(prior_share[place])))
         parts.append(Contribution(ITEM_BIAS, catalogue.bias(row)))
         parts.append(Contribution(LIVE_POPULARITY, float(boosts[row])))
+        if row in freshness:
+            parts.append(Contribution(FRESHNESS, freshness[row]))
         parts.append(Contribution(INTERCEPT, parameters.intercept))
         answers.append(sorted(parts, key=lambda part: -abs(part.value)))
     return answers

@@ -24,7 +24,7 @@ class DeltaItem:
     """An item added or replaced while serving. `pooled` (D,) is the encoder's output for its text.
 
     `residual` (d,) is what the item had beyond the projection of its text before it was replaced, in the space of
-    snapshot `version`; None for a new item.
+    snapshot `version`; None for a new item. `added_s` is when the item was first added, if nobody knew it then; else 0.
     """
 
     item: CatalogItem
@@ -33,6 +33,7 @@ class DeltaItem:
     bias: float
     version: str
     model_version: str
+    added_s: float = 0.0
 
 
 class LiveCatalogue:

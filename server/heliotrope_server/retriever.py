@@ -91,6 +91,31 @@ def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64], weight: flo
     )
 
 
+def item_vectors(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """x_i of some rows (m,), as they are scored: (m, d)."""
+    main = rows < catalogue.base_count
+    vectors = np.empty((len(rows), catalogue.dimension), dtype=np.float32)
+    vectors[main] = catalogue.base_vectors[rows[main]]
+    vectors[~main] = live.delta_vectors[rows[~main] - catalogue.base_count]
+    return vectors
+
+
+def exact_scores(
+    catalogue: LiveCatalogue, live: LiveView, query: Query, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The score that a ranking would give some rows (m,), (m,); -inf where it would leave them out."""
+    main = rows < catalogue.base_count
+    bias = np.empty(len(rows), dtype=np.float32)
+    bias[main] = catalogue.base_bias[rows[main]]
+    bias[~main] = live.delta_bias[rows[~main] - catalogue.base_count]
+    scores: NDArray[np.float32] = item_vectors(catalogue, live, rows) @ query.vector
+    scores += bias + live.boosts[rows] + np.float32(catalogue.parameters.intercept)
+    scores[np.isin(rows, query.excluded)] = -np.inf
+    if live.alive is not None:
+        scores[~live.alive[rows]] = -np.inf
+    return scores
+
+
 def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
     """The retriever that the snapshot was built for."""
     if catalogue.parameters.search is None:

@@ -5,6 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from heliotrope_server.list_rules import MAX_EXPLORE_SHARE, MAX_PER_CATEGORY, NO_RULES, ListRules
+
 MAX_SHARDS = 64
 SLOT_COUNT = 16_384
 
@@ -24,6 +26,25 @@ class EngineSettings(BaseModel):
     """Seconds between checkpoints of the profiles; bounds the log to replay after a crash."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 2048
     """Recommendation requests that may wait in one shard; more are refused."""
+    diversity: Annotated[float, Field(ge=0, le=1)] = NO_RULES.diversity
+    """Of lists whose request says nothing else; as in heliotrope.v1.ListRules, like the next four."""
+    relevance_floor: Annotated[float, Field(ge=0, le=1)] = NO_RULES.relevance_floor
+    max_per_category: Annotated[int, Field(ge=0, le=MAX_PER_CATEGORY)] = NO_RULES.max_per_category
+    max_provider_share: Annotated[float, Field(gt=0, le=1)] = NO_RULES.max_provider_share
+    explore_share: Annotated[float, Field(ge=0, le=MAX_EXPLORE_SHARE)] = NO_RULES.explore_share
+    freshness_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Boost of an item at the moment it is added, in units of the score; 0: new items get none."""
+    freshness_half_life_s: Annotated[float, Field(ge=1)] = 86_400.0
+    """Seconds after which the boost has halved; it ends after five half-lives."""
+    freshness_quota: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    """Largest share of a list, rounded down, for items that are there only for their boost."""
+
+    @property
+    def list_rules(self) -> ListRules:
+        """The rules for lists whose request brings none."""
+        return ListRules(
+            self.diversity, self.relevance_floor, self.max_per_category, self.max_provider_share, self.explore_share
+        )
 
 
 class LearningSettings(BaseModel):

@@ -75,7 +75,10 @@ def real(name: str) -> Path:
 
 def some_items(count: int) -> list[CatalogItem]:
     return [
-        CatalogItem(f"i{row}", f"thing {row} of kind {row % 5}", categories=(f"kind{row % 5}",)) for row in range(count)
+        CatalogItem(
+            f"i{row}", f"thing {row} of kind {row % 5}", "", (f"kind{row % 5}",), f"shop{row % 3}" if row % 3 else ""
+        )
+        for row in range(count)
     ]
 
 

@@ -47,6 +47,15 @@ def test_json_items_with_differing_keys(tmp_path: Path) -> None:
     assert rejected == [(1, "no_id")]
 
 
+def test_a_provider_is_read_under_any_of_its_names_and_kept_out_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"id": 1, "title": "x", "publisher": " Some  House "}\n{"id": 2, "title": "y", "seller": null}\n')
+    items, rejected = read(path, tmp_path)
+    assert items == [CatalogItem("1", "x", "", (), "Some House"), CatalogItem("2", "y")]
+    assert items[0].text == "x"
+    assert rejected == []
+
+
 def test_integer_ids_that_parquet_made_floats(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

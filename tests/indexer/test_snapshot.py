@@ -62,6 +62,12 @@ def test_round_trip(tmp_path: Path, parameters: Parameters) -> None:
     assert [snapshot.item(row) for row in (0, 599)] == [some_items(600)[0], some_items(600)[-1]]
     assert (snapshot.row_of("i7"), snapshot.row_of("absent"), len(snapshot)) == (7, None, 600)
     assert snapshot.manifest.model_version == "m-1"
+    names, codes = snapshot.provider_codes()
+    assert [names[code] for code in codes] == [item.provider for item in some_items(600)]
+    names, offsets, codes = snapshot.category_codes()
+    assert [[names[code] for code in codes[offsets[row] : offsets[row + 1]]] for row in range(600)] == [
+        list(item.categories) for item in some_items(600)
+    ]
     index = snapshot.index()
     assert index is not None
     assert (index.ntotal, index.d) == (600, 8)
@@ -244,6 +250,9 @@ def test_an_old_snapshot_still_loads() -> None:
         "thing 1 of kind 1",
         "thing 2 of kind 2",
     ]
+    assert snapshot.item(0).provider == ""
+    names, codes = snapshot.provider_codes()
+    assert {names[code] for code in codes} == {""}
     assert snapshot.vectors.shape == (300, 7)
     index = snapshot.index()
     assert index is not None

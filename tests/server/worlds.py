@@ -36,8 +36,12 @@ def publish(
     first_item: int = 0,
     half_lives_s: tuple[float, ...] = (3600.0, 30 * DAY_S),
     vector_scale: float = 1.0,
+    labelled: bool = False,
 ) -> str:
-    """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version."""
+    """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version.
+
+    With `labelled` item r has the categories c(r % 7) and even or odd, and the provider p(r % 5), p0 meaning none.
+    """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(scale=vector_scale, size=(items, dimension)).astype(np.float32)
     bias = rng.normal(scale=0.2, size=items).astype(np.float32)
@@ -61,7 +65,7 @@ def publish(
     folder = store.parent / f".draft-{seed}-{items}-{dimension}"
     write_snapshot(
         folder,
-        items=[CatalogItem(f"i{first_item + row}", f"title {first_item + row}") for row in range(items)],
+        items=[_item(first_item + row, labelled) for row in range(items)],
         vectors=vectors,
         bias=bias,
         prior=rng.normal(scale=0.3, size=dimension),
@@ -70,6 +74,13 @@ def publish(
         index=index,
     )
     return SnapshotStore(store).publish(folder)
+
+
+def _item(number: int, labelled: bool) -> CatalogItem:
+    if not labelled:
+        return CatalogItem(f"i{number}", f"title {number}")
+    categories = (f"c{number % 7}", "odd" if number % 2 else "even")
+    return CatalogItem(f"i{number}", f"title {number}", "", categories, f"p{number % 5}" if number % 5 else "")
 
 
 def catalogue(folder: Path, **settings: Any) -> LiveCatalogue:

@@ -63,6 +63,8 @@ class Snapshot:
         self.scoring_matrices = self._array("scoring_matrices.npy", (self.parameters.horizons, d, d))
         self._items = self._read_items()
         self.item_ids = self._items.column("item_id").to_pylist()
+        # Snapshots written before items had a provider lack the column.
+        self._has_providers = "provider" in self._items.column_names
         self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @property
@@ -84,7 +86,22 @@ class Snapshot:
         title, description, categories = (
             self._items.column(name)[row].as_py() for name in ("title", "description", "categories")
         )
-        return CatalogItem(self.item_ids[row], title, description, tuple(categories))
+        provider = self._items.column("provider")[row].as_py() if self._has_providers else ""
+        return CatalogItem(self.item_ids[row], title, description, tuple(categories), provider)
+
+    def category_codes(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+        """All categories as (names, offsets (n + 1,), codes): those of row i are `codes[offsets[i]:offsets[i + 1]]`."""
+        column = _chunk(self._items.column("categories"))
+        encoded = column.flatten().dictionary_encode()
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        return encoded.dictionary.to_pylist(), offsets - offsets[0], encoded.indices.to_numpy().astype(np.int64)
+
+    def provider_codes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The provider of every row as (names, codes (n,)); "" among the names stands for none."""
+        if not self._has_providers:
+            return [""], np.zeros(len(self), dtype=np.int64)
+        encoded = _chunk(self._items.column("provider")).dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
     def index(self) -> faiss.Index | None:
         """The FAISS index over `[x_i ; b_i ; 0 pad]` (inner product), memory-mapped; None: search exactly."""
@@ -124,6 +141,10 @@ class Snapshot:
                 f"{ITEMS_FILE} of snapshot {self.version} has {table.num_rows} rows; expected {len(self)}"
             )
         return table.combine_chunks()
+
+
+def _chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -156,6 +156,7 @@ def _write_items(path: Path, items: Sequence[CatalogItem]) -> None:
             "title": pa.array([item.title for item in items], pa.string()),
             "description": pa.array([item.description for item in items], pa.string()),
             "categories": pa.array([list(item.categories) for item in items], pa.list_(pa.string())),
+            "provider": pa.array([item.provider for item in items], pa.string()),
         }
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

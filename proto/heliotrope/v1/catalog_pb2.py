@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/catalog.proto\x12\rheliotrope.v1\"O\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\"8\n\x12UpsertItemsRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\"`\n\x13UpsertItemsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x02 \x01(\x05\x12\x1a\n\x12truncated_item_ids\x18\x03 \x03(\t\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\",\n\x13\x44\x65leteItemsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\"!\n\x0eGetItemRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"\\\n\x0fGetItemResponse\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x18\n\x10live_event_count\x18\x03 \x01(\x01\"9\n\x10ListItemsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x12SearchItemsRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"@\n\x13SearchItemsResponse\x12)\n\x07matches\x18\x01 \x03(\x0b\x32\x18.heliotrope.v1.ItemMatch\"B\n\tItemMatch\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x32\xac\x03\n\x0e\x43\x61talogService\x12T\n\x0bUpsertItems\x12!.heliotrope.v1.UpsertItemsRequest\x1a\".heliotrope.v1.UpsertItemsResponse\x12T\n\x0b\x44\x65leteItems\x12!.heliotrope.v1.DeleteItemsRequest\x1a\".heliotrope.v1.DeleteItemsResponse\x12H\n\x07GetItem\x12\x1d.heliotrope.v1.GetItemRequest\x1a\x1e.heliotrope.v1.GetItemResponse\x12N\n\tListItems\x12\x1f.heliotrope.v1.ListItemsRequest\x1a .heliotrope.v1.ListItemsResponse\x12T\n\x0bSearchItems\x12!.heliotrope.v1.SearchItemsRequest\x1a\".heliotrope.v1.SearchItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/catalog.proto\x12\rheliotrope.v1\"a\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\"8\n\x12UpsertItemsRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\"`\n\x13UpsertItemsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x02 \x01(\x05\x12\x1a\n\x12truncated_item_ids\x18\x03 \x03(\t\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\",\n\x13\x44\x65leteItemsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\"!\n\x0eGetItemRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"\\\n\x0fGetItemResponse\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x18\n\x10live_event_count\x18\x03 \x01(\x01\"9\n\x10ListItemsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x12SearchItemsRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"@\n\x13SearchItemsResponse\x12)\n\x07matches\x18\x01 \x03(\x0b\x32\x18.heliotrope.v1.ItemMatch\"B\n\tItemMatch\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x32\xac\x03\n\x0e\x43\x61talogService\x12T\n\x0bUpsertItems\x12!.heliotrope.v1.UpsertItemsRequest\x1a\".heliotrope.v1.UpsertItemsResponse\x12T\n\x0b\x44\x65leteItems\x12!.heliotrope.v1.DeleteItemsRequest\x1a\".heliotrope.v1.DeleteItemsResponse\x12H\n\x07GetItem\x12\x1d.heliotrope.v1.GetItemRequest\x1a\x1e.heliotrope.v1.GetItemResponse\x12N\n\tListItems\x12\x1f.heliotrope.v1.ListItemsRequest\x1a .heliotrope.v1.ListItemsResponse\x12T\n\x0bSearchItems\x12!.heliotrope.v1.SearchItemsRequest\x1a\".heliotrope.v1.SearchItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'heliotrope.v1.catalog_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITEM']._serialized_start=46
-  _globals['_ITEM']._serialized_end=125
-  _globals['_UPSERTITEMSREQUEST']._serialized_start=127
-  _globals['_UPSERTITEMSREQUEST']._serialized_end=183
-  _globals['_UPSERTITEMSRESPONSE']._serialized_start=185
-  _globals['_UPSERTITEMSRESPONSE']._serialized_end=281
-  _globals['_DELETEITEMSREQUEST']._serialized_start=283
-  _globals['_DELETEITEMSREQUEST']._serialized_end=321
-  _globals['_DELETEITEMSRESPONSE']._serialized_start=323
-  _globals['_DELETEITEMSRESPONSE']._serialized_end=367
-  _globals['_GETITEMREQUEST']._serialized_start=369
-  _globals['_GETITEMREQUEST']._serialized_end=402
-  _globals['_GETITEMRESPONSE']._serialized_start=404
-  _globals['_GETITEMRESPONSE']._serialized_end=496
-  _globals['_LISTITEMSREQUEST']._serialized_start=498
-  _globals['_LISTITEMSREQUEST']._serialized_end=555
-  _globals['_LISTITEMSRESPONSE']._serialized_start=557
-  _globals['_LISTITEMSRESPONSE']._serialized_end=637
-  _globals['_SEARCHITEMSREQUEST']._serialized_start=639
-  _globals['_SEARCHITEMSREQUEST']._serialized_end=689
-  _globals['_SEARCHITEMSRESPONSE']._serialized_start=691
-  _globals['_SEARCHITEMSRESPONSE']._serialized_end=755
-  _globals['_ITEMMATCH']._serialized_start=757
-  _globals['_ITEMMATCH']._serialized_end=823
-  _globals['_CATALOGSERVICE']._serialized_start=826
-  _globals['_CATALOGSERVICE']._serialized_end=1254
+  _globals['_ITEM']._serialized_end=143
+  _globals['_UPSERTITEMSREQUEST']._serialized_start=145
+  _globals['_UPSERTITEMSREQUEST']._serialized_end=201
+  _globals['_UPSERTITEMSRESPONSE']._serialized_start=203
+  _globals['_UPSERTITEMSRESPONSE']._serialized_end=299
+  _globals['_DELETEITEMSREQUEST']._serialized_start=301
+  _globals['_DELETEITEMSREQUEST']._serialized_end=339
+  _globals['_DELETEITEMSRESPONSE']._serialized_start=341
+  _globals['_DELETEITEMSRESPONSE']._serialized_end=385
+  _globals['_GETITEMREQUEST']._serialized_start=387
+  _globals['_GETITEMREQUEST']._serialized_end=420
+  _globals['_GETITEMRESPONSE']._serialized_start=422
+  _globals['_GETITEMRESPONSE']._serialized_end=514
+  _globals['_LISTITEMSREQUEST']._serialized_start=516
+  _globals['_LISTITEMSREQUEST']._serialized_end=573
+  _globals['_LISTITEMSRESPONSE']._serialized_start=575
+  _globals['_LISTITEMSRESPONSE']._serialized_end=655
+  _globals['_SEARCHITEMSREQUEST']._serialized_start=657
+  _globals['_SEARCHITEMSREQUEST']._serialized_end=707
+  _globals['_SEARCHITEMSRESPONSE']._serialized_start=709
+  _globals['_SEARCHITEMSRESPONSE']._serialized_end=773
+  _globals['_ITEMMATCH']._serialized_start=775
+  _globals['_ITEMMATCH']._serialized_end=841
+  _globals['_CATALOGSERVICE']._serialized_start=844
+  _globals['_CATALOGSERVICE']._serialized_end=1272
 # @@protoc_insertion_point(module_scope)

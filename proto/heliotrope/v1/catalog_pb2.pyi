@@ -28,12 +28,15 @@ class Item(_message.Message):
     TITLE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CATEGORIES_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """Id of the item, 1 to 256 bytes of UTF-8."""
     title: _builtins.str
     """What a person sees; part of the text that is embedded. 1 to 2,000 characters."""
     description: _builtins.str
     """Longer text, embedded after the title; at most 20,000 characters."""
+    provider: _builtins.str
+    """Who offers the item, such as a publisher or a seller; not embedded. At most 256 bytes; empty: nobody in particular."""
     @_builtins.property
     def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Categories, such as genres, at most 64; embedded after the description."""
@@ -45,10 +48,11 @@ class Item(_message.Message):
         title: _builtins.str = ...,
         description: _builtins.str = ...,
         categories: _abc.Iterable[_builtins.str] | None = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "description", b"description", "item_id", b"item_id", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "description", b"description", "item_id", b"item_id", "provider", b"provider", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,37 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from heliotrope.v1 import event_pb2 as heliotrope_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/profile.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19heliotrope/v1/event.proto\"\xd8\x01\n\x07Profile\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x37\n\x10interest_vectors\x18\x02 \x03(\x0b\x32\x1d.heliotrope.v1.InterestVector\x12\x1e\n\x16remembered_event_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x66olded_event_count\x18\x04 \x01(\x03\x12\x14\n\x0c\x66olded_share\x18\x05 \x01(\x01\x12\x1a\n\x12\x64\x65\x63lared_interests\x18\x06 \x03(\t\x12\x15\n\rversion_token\x18\x07 \x01(\t\"C\n\x0eInterestVector\x12\x13\n\x0bhalf_life_s\x18\x01 \x01(\x01\x12\x0c\n\x04mass\x18\x02 \x01(\x01\x12\x0e\n\x06values\x18\x03 \x03(\x02\"S\n\x11GetProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12-\n\tread_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x12GetProfileResponse\x12\'\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.Profile\"C\n\x14UpdateProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1a\n\x12\x64\x65\x63lared_interests\x18\x02 \x03(\t\"@\n\x15UpdateProfileResponse\x12\'\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.Profile\"\'\n\x14\x44\x65leteProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"4\n\x15\x44\x65leteProfileResponse\x12\x1b\n\x13\x64\x65leted_event_count\x18\x01 \x01(\x03\"\'\n\x14\x45xportProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"q\n\x15\x45xportProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.ProfileH\x00\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.EventH\x00\x42\x06\n\x04part2\xf9\x02\n\x0eProfileService\x12Q\n\nGetProfile\x12 .heliotrope.v1.GetProfileRequest\x1a!.heliotrope.v1.GetProfileResponse\x12Z\n\rUpdateProfile\x12#.heliotrope.v1.UpdateProfileRequest\x1a$.heliotrope.v1.UpdateProfileResponse\x12Z\n\rDeleteProfile\x12#.heliotrope.v1.DeleteProfileRequest\x1a$.heliotrope.v1.DeleteProfileResponse\x12\\\n\rExportProfile\x12#.heliotrope.v1.ExportProfileRequest\x1a$.heliotrope.v1.ExportProfileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/profile.proto\x12\rheliotrope.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19heliotrope/v1/event.proto\"\xea\x01\n\x07Profile\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x37\n\x10interest_vectors\x18\x02 \x03(\x0b\x32\x1d.heliotrope.v1.InterestVector\x12\x1e\n\x16remembered_event_count\x18\x03 \x01(\x05\x12\x1a\n\x12\x66olded_event_count\x18\x04 \x01(\x03\x12\x14\n\x0c\x66olded_share\x18\x05 \x01(\x01\x12\x1a\n\x12\x64\x65\x63lared_interests\x18\x06 \x03(\t\x12\x15\n\rversion_token\x18\x07 \x01(\t\x12\x10\n\x08segments\x18\x08 \x03(\t\"C\n\x0eInterestVector\x12\x13\n\x0bhalf_life_s\x18\x01 \x01(\x01\x12\x0c\n\x04mass\x18\x02 \x01(\x01\x12\x0e\n\x06values\x18\x03 \x03(\x02\"S\n\x11GetProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12-\n\tread_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x12GetProfileResponse\x12\'\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.Profile\"\x86\x01\n\x14UpdateProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1a\n\x12\x64\x65\x63lared_interests\x18\x02 \x03(\t\x12\x10\n\x08segments\x18\x03 \x03(\t\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x15UpdateProfileResponse\x12\'\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.Profile\"\'\n\x14\x44\x65leteProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"4\n\x15\x44\x65leteProfileResponse\x12\x1b\n\x13\x64\x65leted_event_count\x18\x01 \x01(\x03\"\'\n\x14\x45xportProfileRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"q\n\x15\x45xportProfileResponse\x12)\n\x07profile\x18\x01 \x01(\x0b\x32\x16.heliotrope.v1.ProfileH\x00\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.EventH\x00\x42\x06\n\x04part2\xf9\x02\n\x0eProfileService\x12Q\n\nGetProfile\x12 .heliotrope.v1.GetProfileRequest\x1a!.heliotrope.v1.GetProfileResponse\x12Z\n\rUpdateProfile\x12#.heliotrope.v1.UpdateProfileRequest\x1a$.heliotrope.v1.UpdateProfileResponse\x12Z\n\rDeleteProfile\x12#.heliotrope.v1.DeleteProfileRequest\x1a$.heliotrope.v1.DeleteProfileResponse\x12\\\n\rExportProfile\x12#.heliotrope.v1.ExportProfileRequest\x1a$.heliotrope.v1.ExportProfileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'heliotrope.v1.profile_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROFILE']._serialized_start=107
-  _globals['_PROFILE']._serialized_end=323
-  _globals['_INTERESTVECTOR']._serialized_start=325
-  _globals['_INTERESTVECTOR']._serialized_end=392
-  _globals['_GETPROFILEREQUEST']._serialized_start=394
-  _globals['_GETPROFILEREQUEST']._serialized_end=477
-  _globals['_GETPROFILERESPONSE']._serialized_start=479
-  _globals['_GETPROFILERESPONSE']._serialized_end=540
-  _globals['_UPDATEPROFILEREQUEST']._serialized_start=542
-  _globals['_UPDATEPROFILEREQUEST']._serialized_end=609
-  _globals['_UPDATEPROFILERESPONSE']._serialized_start=611
-  _globals['_UPDATEPROFILERESPONSE']._serialized_end=675
-  _globals['_DELETEPROFILEREQUEST']._serialized_start=677
-  _globals['_DELETEPROFILEREQUEST']._serialized_end=716
-  _globals['_DELETEPROFILERESPONSE']._serialized_start=718
-  _globals['_DELETEPROFILERESPONSE']._serialized_end=770
-  _globals['_EXPORTPROFILEREQUEST']._serialized_start=772
-  _globals['_EXPORTPROFILEREQUEST']._serialized_end=811
-  _globals['_EXPORTPROFILERESPONSE']._serialized_start=813
-  _globals['_EXPORTPROFILERESPONSE']._serialized_end=926
-  _globals['_PROFILESERVICE']._serialized_start=929
-  _globals['_PROFILESERVICE']._serialized_end=1306
+  _globals['_PROFILE']._serialized_start=141
+  _globals['_PROFILE']._serialized_end=375
+  _globals['_INTERESTVECTOR']._serialized_start=377
+  _globals['_INTERESTVECTOR']._serialized_end=444
+  _globals['_GETPROFILEREQUEST']._serialized_start=446
+  _globals['_GETPROFILEREQUEST']._serialized_end=529
+  _globals['_GETPROFILERESPONSE']._serialized_start=531
+  _globals['_GETPROFILERESPONSE']._serialized_end=592
+  _globals['_UPDATEPROFILEREQUEST']._serialized_start=595
+  _globals['_UPDATEPROFILEREQUEST']._serialized_end=729
+  _globals['_UPDATEPROFILERESPONSE']._serialized_start=731
+  _globals['_UPDATEPROFILERESPONSE']._serialized_end=795
+  _globals['_DELETEPROFILEREQUEST']._serialized_start=797
+  _globals['_DELETEPROFILEREQUEST']._serialized_end=836
+  _globals['_DELETEPROFILERESPONSE']._serialized_start=838
+  _globals['_DELETEPROFILERESPONSE']._serialized_end=890
+  _globals['_EXPORTPROFILEREQUEST']._serialized_start=892
+  _globals['_EXPORTPROFILEREQUEST']._serialized_end=931
+  _globals['_EXPORTPROFILERESPONSE']._serialized_start=933
+  _globals['_EXPORTPROFILERESPONSE']._serialized_end=1046
+  _globals['_PROFILESERVICE']._serialized_start=1049
+  _globals['_PROFILESERVICE']._serialized_end=1426
 # @@protoc_insertion_point(module_scope)

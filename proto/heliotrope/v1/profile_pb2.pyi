@@ -5,6 +5,7 @@ Profiles: what the server knows of one user."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -33,6 +34,7 @@ class Profile(_message.Message):
     FOLDED_SHARE_FIELD_NUMBER: _builtins.int
     DECLARED_INTERESTS_FIELD_NUMBER: _builtins.int
     VERSION_TOKEN_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Id of the user."""
     remembered_event_count: _builtins.int
@@ -51,6 +53,10 @@ class Profile(_message.Message):
     def declared_interests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Free texts that the user declared as interests."""
 
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Segments that the user belongs to."""
+
     def __init__(
         self,
         *,
@@ -61,10 +67,11 @@ class Profile(_message.Message):
         folded_share: _builtins.float = ...,
         declared_interests: _abc.Iterable[_builtins.str] | None = ...,
         version_token: _builtins.str = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_interests", b"declared_interests", "folded_event_count", b"folded_event_count", "folded_share", b"folded_share", "interest_vectors", b"interest_vectors", "remembered_event_count", b"remembered_event_count", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_interests", b"declared_interests", "folded_event_count", b"folded_event_count", "folded_share", b"folded_share", "interest_vectors", b"interest_vectors", "remembered_event_count", b"remembered_event_count", "segments", b"segments", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,27 +163,42 @@ Global___GetProfileResponse: _TypeAlias = GetProfileResponse  # noqa: Y015
 
 @_typing.final
 class UpdateProfileRequest(_message.Message):
-    """Declares interests."""
+    """Declares interests and segments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
     DECLARED_INTERESTS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Id of the user, 1 to 256 bytes of UTF-8."""
     @_builtins.property
     def declared_interests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Free texts, at most 16 of 2,000 characters each; they replace those declared before. Empty: none."""
 
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of groups that the user belongs to, such as a country or a plan: at most 16 of 1 to 256 bytes; they replace
+        those set before. A user without events and declared interests starts from what the members of the segments like,
+        once enough members have events.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of `declared_interests` and `segments` to replace. Unset: both."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         declared_interests: _abc.Iterable[_builtins.str] | None = ...,
+        segments: _abc.Iterable[_builtins.str] | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_interests", b"declared_interests", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_interests", b"declared_interests", "segments", b"segments", "update_mask", b"update_mask", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

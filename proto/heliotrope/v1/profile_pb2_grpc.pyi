@@ -36,7 +36,7 @@ class ProfileServiceStub:
     GetProfile: _grpc.UnaryUnaryMultiCallable[_profile_pb2.GetProfileRequest, _profile_pb2.GetProfileResponse]
     """Returns the profile of a user; that of an unknown user is empty."""
     UpdateProfile: _grpc.UnaryUnaryMultiCallable[_profile_pb2.UpdateProfileRequest, _profile_pb2.UpdateProfileResponse]
-    """Sets the user's declared interests."""
+    """Sets the user's declared interests and segments."""
     DeleteProfile: _grpc.UnaryUnaryMultiCallable[_profile_pb2.DeleteProfileRequest, _profile_pb2.DeleteProfileResponse]
     """Forgets the user: the profile is gone from memory and store when the call returns."""
     ExportProfile: _grpc.UnaryStreamMultiCallable[_profile_pb2.ExportProfileRequest, _profile_pb2.ExportProfileResponse]
@@ -50,7 +50,7 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     GetProfile: _aio.UnaryUnaryMultiCallable[_profile_pb2.GetProfileRequest, _profile_pb2.GetProfileResponse]  # type: ignore[assignment]
     """Returns the profile of a user; that of an unknown user is empty."""
     UpdateProfile: _aio.UnaryUnaryMultiCallable[_profile_pb2.UpdateProfileRequest, _profile_pb2.UpdateProfileResponse]  # type: ignore[assignment]
-    """Sets the user's declared interests."""
+    """Sets the user's declared interests and segments."""
     DeleteProfile: _aio.UnaryUnaryMultiCallable[_profile_pb2.DeleteProfileRequest, _profile_pb2.DeleteProfileResponse]  # type: ignore[assignment]
     """Forgets the user: the profile is gone from memory and store when the call returns."""
     ExportProfile: _aio.UnaryStreamMultiCallable[_profile_pb2.ExportProfileRequest, _profile_pb2.ExportProfileResponse]  # type: ignore[assignment]
@@ -73,7 +73,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _profile_pb2.UpdateProfileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_profile_pb2.UpdateProfileResponse, _abc.Awaitable[_profile_pb2.UpdateProfileResponse]]:
-        """Sets the user's declared interests."""
+        """Sets the user's declared interests and segments."""
 
     @_abc_1.abstractmethod
     def DeleteProfile(

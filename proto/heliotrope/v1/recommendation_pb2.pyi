@@ -58,6 +58,12 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     """Interests the user declared; no event carries weight yet."""
     SOURCE_POPULAR: _Source.ValueType  # 3
     """Nothing is known of the user: what the population likes now."""
+    SOURCE_SEGMENT: _Source.ValueType  # 4
+    """What other members of the user's segments like; no event of the user carries weight yet."""
+    SOURCE_FRESH: _Source.ValueType  # 5
+    """The item is new and stands here only for its freshness boost."""
+    SOURCE_EXPLORE: _Source.ValueType  # 6
+    """The item was drawn at random from those that would have come next, to learn about it."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Which knowledge about the user a recommendation rests on."""
@@ -70,6 +76,12 @@ SOURCE_DECLARED: Source.ValueType  # 2
 """Interests the user declared; no event carries weight yet."""
 SOURCE_POPULAR: Source.ValueType  # 3
 """Nothing is known of the user: what the population likes now."""
+SOURCE_SEGMENT: Source.ValueType  # 4
+"""What other members of the user's segments like; no event of the user carries weight yet."""
+SOURCE_FRESH: Source.ValueType  # 5
+"""The item is new and stands here only for its freshness boost."""
+SOURCE_EXPLORE: Source.ValueType  # 6
+"""The item was drawn at random from those that would have come next, to learn about it."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 class _ContributionKind:
@@ -85,13 +97,15 @@ class _ContributionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cont
     CONTRIBUTION_KIND_FOLDED_EVENTS: _ContributionKind.ValueType  # 2
     """The user's older events, folded into one sum."""
     CONTRIBUTION_KIND_PRIOR: _ContributionKind.ValueType  # 3
-    """The prior: declared interests, or the population."""
+    """The prior: declared interests, the user's segments, or the population."""
     CONTRIBUTION_KIND_ITEM_BIAS: _ContributionKind.ValueType  # 4
     """The item's own bias."""
     CONTRIBUTION_KIND_LIVE_POPULARITY: _ContributionKind.ValueType  # 5
     """The item's live popularity at the time of the request."""
     CONTRIBUTION_KIND_INTERCEPT: _ContributionKind.ValueType  # 6
     """The constant that makes sigmoid(score) a probability."""
+    CONTRIBUTION_KIND_FRESHNESS: _ContributionKind.ValueType  # 7
+    """The boost of a new item."""
 
 class ContributionKind(_ContributionKind, metaclass=_ContributionKindEnumTypeWrapper):
     """What a part of a score comes from."""
@@ -103,13 +117,15 @@ CONTRIBUTION_KIND_EVENT: ContributionKind.ValueType  # 1
 CONTRIBUTION_KIND_FOLDED_EVENTS: ContributionKind.ValueType  # 2
 """The user's older events, folded into one sum."""
 CONTRIBUTION_KIND_PRIOR: ContributionKind.ValueType  # 3
-"""The prior: declared interests, or the population."""
+"""The prior: declared interests, the user's segments, or the population."""
 CONTRIBUTION_KIND_ITEM_BIAS: ContributionKind.ValueType  # 4
 """The item's own bias."""
 CONTRIBUTION_KIND_LIVE_POPULARITY: ContributionKind.ValueType  # 5
 """The item's live popularity at the time of the request."""
 CONTRIBUTION_KIND_INTERCEPT: ContributionKind.ValueType  # 6
 """The constant that makes sigmoid(score) a probability."""
+CONTRIBUTION_KIND_FRESHNESS: ContributionKind.ValueType  # 7
+"""The boost of a new item."""
 Global___ContributionKind: _TypeAlias = ContributionKind  # noqa: Y015
 
 @_typing.final
@@ -125,6 +141,7 @@ class RecommendRequest(_message.Message):
     VERSION_TOKEN_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    LIST_RULES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Id of the user, 1 to 256 bytes of UTF-8."""
     count: _builtins.int
@@ -147,6 +164,10 @@ class RecommendRequest(_message.Message):
         the user's newest event.
         """
 
+    @_builtins.property
+    def list_rules(self) -> Global___ListRules:
+        """Rules for the list as a whole. Unset: those of the server, which are off unless it was started with them."""
+
     def __init__(
         self,
         *,
@@ -157,14 +178,78 @@ class RecommendRequest(_message.Message):
         version_token: _builtins.str = ...,
         explain: _builtins.bool = ...,
         request_time: _timestamp_pb2.Timestamp | None = ...,
+        list_rules: Global___ListRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_time", b"request_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["list_rules", b"list_rules", "request_time", b"request_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "excluded_item_ids", b"excluded_item_ids", "explain", b"explain", "request_time", b"request_time", "seen_policy", b"seen_policy", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "excluded_item_ids", b"excluded_item_ids", "explain", b"explain", "list_rules", b"list_rules", "request_time", b"request_time", "seen_policy", b"seen_policy", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
+
+@_typing.final
+class ListRules(_message.Message):
+    """Rules for a list as a whole, obeyed by choosing among more candidates than are wanted. A field that is unset has the
+    server's value. With any rule in force a list holds at most 100 items, may be in another order than that of the
+    scores, and each `score` is still the exact linear score of its item. A list is shorter than asked for when the
+    catalogue holds no more items that the rules admit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIVERSITY_FIELD_NUMBER: _builtins.int
+    RELEVANCE_FLOOR_FIELD_NUMBER: _builtins.int
+    MAX_PER_CATEGORY_FIELD_NUMBER: _builtins.int
+    MAX_PROVIDER_SHARE_FIELD_NUMBER: _builtins.int
+    EXPLORE_SHARE_FIELD_NUMBER: _builtins.int
+    diversity: _builtins.float
+    """0 to 1: how much each next item should differ from those before it (maximal marginal relevance). 0: not at all."""
+    relevance_floor: _builtins.float
+    """0 to 1: diversity moves up no item whose probability is below this share of the best one's."""
+    max_per_category: _builtins.int
+    """At most this many items of one category, 1 to 100; an item counts in each of its categories. 0: no limit."""
+    max_provider_share: _builtins.float
+    """Above 0 to 1: at most this share of `count` from one provider, rounded down, but one at least. Items without a
+    provider are not limited.
+    """
+    explore_share: _builtins.float
+    """0 to 0.5: the probability that the last place is given to an item drawn at random from the next 50."""
+    def __init__(
+        self,
+        *,
+        diversity: _builtins.float | None = ...,
+        relevance_floor: _builtins.float | None = ...,
+        max_per_category: _builtins.int | None = ...,
+        max_provider_share: _builtins.float | None = ...,
+        explore_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_explore_share", b"_explore_share", "_max_per_category", b"_max_per_category", "_max_provider_share", b"_max_provider_share", "_relevance_floor", b"_relevance_floor", "diversity", b"diversity", "explore_share", b"explore_share", "max_per_category", b"max_per_category", "max_provider_share", b"max_provider_share", "relevance_floor", b"relevance_floor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diversity", b"_diversity", "_explore_share", b"_explore_share", "_max_per_category", b"_max_per_category", "_max_provider_share", b"_max_provider_share", "_relevance_floor", b"_relevance_floor", "diversity", b"diversity", "explore_share", b"explore_share", "max_per_category", b"max_per_category", "max_provider_share", b"max_provider_share", "relevance_floor", b"relevance_floor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
+    _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015
+    _WhichOneofReturnType__explore_share: _TypeAlias = _typing.Literal["explore_share"]  # noqa: Y015
+    _WhichOneofArgType__explore_share: _TypeAlias = _typing.Literal["_explore_share", b"_explore_share"]  # noqa: Y015
+    _WhichOneofReturnType__max_per_category: _TypeAlias = _typing.Literal["max_per_category"]  # noqa: Y015
+    _WhichOneofArgType__max_per_category: _TypeAlias = _typing.Literal["_max_per_category", b"_max_per_category"]  # noqa: Y015
+    _WhichOneofReturnType__max_provider_share: _TypeAlias = _typing.Literal["max_provider_share"]  # noqa: Y015
+    _WhichOneofArgType__max_provider_share: _TypeAlias = _typing.Literal["_max_provider_share", b"_max_provider_share"]  # noqa: Y015
+    _WhichOneofReturnType__relevance_floor: _TypeAlias = _typing.Literal["relevance_floor"]  # noqa: Y015
+    _WhichOneofArgType__relevance_floor: _TypeAlias = _typing.Literal["_relevance_floor", b"_relevance_floor"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diversity) -> _WhichOneofReturnType__diversity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__explore_share) -> _WhichOneofReturnType__explore_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_per_category) -> _WhichOneofReturnType__max_per_category | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_provider_share) -> _WhichOneofReturnType__max_provider_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relevance_floor) -> _WhichOneofReturnType__relevance_floor | None: ...
+
+Global___ListRules: _TypeAlias = ListRules  # noqa: Y015
 
 @_typing.final
 class Recommendation(_message.Message):
@@ -177,14 +262,19 @@ class Recommendation(_message.Message):
     PROBABILITY_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """Id of the item."""
     score: _builtins.float
-    """The exact linear score that ranked it, all terms included."""
+    """The exact linear score, all terms included. It ranked the items unless `list_rules` moved them."""
     probability: _builtins.float
     """sigmoid(score), in (0, 1)."""
     source: Global___Source.ValueType
     """What the recommendation rests on."""
+    propensity: _builtins.float
+    """The probability with which this item stood at this place, given all that was known of the user and the items.
+    Unset: 1, nothing was drawn at random.
+    """
     @_builtins.property
     def explanation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
         """Where the score comes from; empty unless asked for. The values sum to `score` up to float rounding."""
@@ -197,12 +287,15 @@ class Recommendation(_message.Message):
         probability: _builtins.float = ...,
         source: Global___Source.ValueType = ...,
         explanation: _abc.Iterable[Global___Contribution] | None = ...,
+        propensity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "propensity", b"propensity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "item_id", b"item_id", "probability", b"probability", "score", b"score", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "explanation", b"explanation", "item_id", b"item_id", "probability", b"probability", "propensity", b"propensity", "score", b"score", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
+    _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
 
 Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
 
@@ -285,7 +378,7 @@ class RecommendResponse(_message.Message):
     """Version token of the profile that was read."""
     @_builtins.property
     def recommendations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
-        """Best first. Fewer than asked for only when the catalogue has no more."""
+        """Best first, within the rules of the list. Fewer than asked for only when the catalogue has no more."""
 
     @_builtins.property
     def timings(self) -> Global___StageTimings:

@@ -138,7 +138,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             replaced = rows[item.item_id]
             bias = 0.0 if replaced is None else catalogue.bias(replaced)
             residual = residuals.get(item.item_id)
-            entries.append(DeltaItem(item, vector, residual, bias, catalogue.version, model_version))
+            added_s = self._engine.added_s(item.item_id)
+            entries.append(DeltaItem(item, vector, residual, bias, catalogue.version, model_version, added_s))
         return entries, truncated
 
     async def _write(self, records: list[Any], context: Any) -> None:
@@ -182,11 +183,19 @@ def checked_item(message: pb.Item) -> CatalogItem:
             value=len(message.categories),
             limit=MAX_CATEGORIES,
         )
-    return CatalogItem(message.item_id, message.title, message.description, tuple(message.categories))
+    if message.provider:
+        check_id("provider", message.provider)
+    return CatalogItem(message.item_id, message.title, message.description, tuple(message.categories), message.provider)
 
 
 def item_message(item: CatalogItem) -> pb.Item:
-    return pb.Item(item_id=item.item_id, title=item.title, description=item.description, categories=item.categories)
+    return pb.Item(
+        item_id=item.item_id,
+        title=item.title,
+        description=item.description,
+        categories=item.categories,
+        provider=item.provider,
+    )
 
 
 def _check_size(field: str, size: int, limit: int) -> None:

@@ -12,6 +12,7 @@ from heliotrope.v1 import recommendation_pb2_grpc
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
+from heliotrope_server.list_rules import ListRules
 from heliotrope_server.peers import Peer
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
@@ -31,7 +32,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             )
         remaining = context.time_remaining()
         deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
-        timed = await self._engine.recommend(to_question(request), deadline_s=deadline_s)
+        timed = await self._engine.recommend(self._question(request), deadline_s=deadline_s)
         response = self._response(request.user_id, timed.result)
         response.timings.queue_ns = timed.queue_ns
         response.timings.search_ns = timed.work_ns
@@ -52,7 +53,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
             for peer, places in foreign
         ]
-        outcomes = await self._engine.recommend_many([to_question(request.requests[place]) for place in own])
+        outcomes = await self._engine.recommend_many([self._question(request.requests[place]) for place in own])
         for place, outcome in zip(own, outcomes, strict=True):
             if isinstance(outcome, RequestError):
                 results[place] = pb.BatchRecommendResult(error=error_message(outcome))
@@ -93,7 +94,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
 
     def _response(self, user_id: str, answer: Answer) -> pb.RecommendResponse:
         response = pb.RecommendResponse(
-            request_id=self._engine.next_request_id(),
+            request_id=answer.request_id,
             snapshot_version=answer.snapshot_version,
             profile_version=answer.profile_version,
         )
@@ -104,6 +105,10 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
             answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True
         ):
             add(item_id=item_id, score=score, probability=probability, source=source)
+        # Only the last place is ever drawn.
+        if answer.propensities and answer.propensities[-1] < 1.0:
+            for recommendation, propensity in zip(response.recommendations, answer.propensities, strict=True):
+                recommendation.propensity = propensity
         for recommendation, parts in zip(response.recommendations, answer.explanations, strict=False):
             for part in parts:
                 recommendation.explanation.add(
@@ -114,8 +119,20 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
                 )
         return response
 
+    def _question(self, request: pb.RecommendRequest) -> Question:
+        rules = None
+        if request.HasField("list_rules"):
+            rules = merged_rules(request.list_rules, self._engine.answerer.rules)
+        return to_question(request, rules)
 
-def to_question(request: pb.RecommendRequest) -> Question:
+
+def merged_rules(message: pb.ListRules, defaults: ListRules) -> ListRules:
+    """The rules of a request, with those of the server where it says nothing."""
+    said = {field.name: value for field, value in message.ListFields()}
+    return defaults._replace(**said)
+
+
+def to_question(request: pb.RecommendRequest, rules: ListRules | None) -> Question:
     return Question(
         request.user_id,
         request.count,
@@ -124,6 +141,7 @@ def to_question(request: pb.RecommendRequest) -> Question:
         request.version_token,
         request.explain,
         request.request_time.ToNanoseconds() / 1e9 if request.HasField("request_time") else None,
+        rules,
     )
 
 

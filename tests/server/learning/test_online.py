@@ -61,7 +61,7 @@ async def warm_up(engine, taste):
 
 async def shown(engine, user, count=8):
     answer = (await engine.recommend(Question(user, count))).result
-    request_id = engine.next_request_id()
+    request_id = answer.request_id
     engine.learning.note(request_id, user, answer)
     return request_id, answer
 
