@@ -8,6 +8,7 @@ import grpc
 from heliotrope.v1 import event_pb2, profile_pb2_grpc
 from heliotrope.v1 import profile_pb2 as pb
 from heliotrope_server.engine import Engine
+from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.profile import Profile
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
@@ -35,6 +36,8 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
             return await passed_on(
                 owner, owner.profiles.UpdateProfile(request, timeout=remaining_s(context), wait_for_ready=True)
             )
+        if request.segments or "segments" in request.update_mask.paths:
+            raise InvalidArgumentError("SEGMENTS_UNSUPPORTED", "this server keeps no segments")
         await self._engine.declare(request.user_id, list(request.declared_interests))
         return pb.UpdateProfileResponse(profile=self._message(self._engine.profile(request.user_id)))
 

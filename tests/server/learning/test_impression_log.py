@@ -15,7 +15,7 @@ def answer(number, count=4):
     items = [f"item-{number}-{place}" for place in range(count)]
     rows, interests = np.arange(count), np.zeros((1, 2), dtype=np.float32)
     values = [float(place) for place in range(count)]
-    return Answer(items, values, values, [1] * count, [0.5] * count, [], "snap", "p", rows, interests)
+    return Answer(items, values, values, [1] * count, [0.5] * count, [], "snap", "p", rows, interests, "r")
 
 
 def record(number):
