@@ -138,7 +138,7 @@ class ShardStatus(_message.Message):
     feedback_count: _builtins.int
     """Items that feedback was recorded for since the start."""
     waiting_example_count: _builtins.int
-    """Examples that wait until the leader takes them."""
+    """Examples that wait: here for the leader to take them, on the leader for a batch to fill."""
     lost_example_count: _builtins.int
     """Examples lost since the start because too many waited."""
     @_builtins.property
@@ -207,7 +207,7 @@ class LearningStatus(_message.Message):
     weights_version: _builtins.int
     """Version of the weights in use; 0: the snapshot's own."""
     example_count: _builtins.int
-    """Examples (items shown, with a reward) learned from since the leader started."""
+    """Examples (items shown, with a reward) learned from since the leader started or took another snapshot."""
     over_quota_count: _builtins.int
     """Examples left out because their user had given as many as count in one window."""
     stale_count: _builtins.int

@@ -48,7 +48,7 @@ class WeightKeeper:
         try:
             pointer = self.store.pointer()
             self.use(self.load(pointer.version), pointer)
-        except (DataFolderError, ValueError) as error:
+        except (DataFolderError, OSError, ValueError) as error:
             logger.error("the learned weights cannot be used: %s", error)
             return False
         return True

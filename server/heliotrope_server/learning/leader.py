@@ -124,6 +124,8 @@ class Leader:
             logger.error("learned weights cannot be written, the ones in use stay: %s", error)
 
     async def _promote(self, learner: Learner, weights: Weights, verdict: Verdict) -> None:
+        if not (np.isfinite(weights.matrices).all() and np.isfinite(weights.theta).all()):
+            raise ValueError("learning led to weights that are not finite")
         store, pointer, parent = self._keeper.store, self._keeper.pointer, learner.active
         number = pointer.last_version + 1
         fresh = Weights(number, weights.matrices, weights.theta)

@@ -81,7 +81,10 @@ class WeightStore:
         self._write(self.folder / CURRENT_FILE, json.dumps(pointer._asdict()).encode() + b"\n")
 
     def save(self, weights: Weights, promotion: Promotion) -> None:
-        """Writes one version, durably; it is in use only after `point`. Removes the oldest beyond KEPT_VERSIONS."""
+        """Writes one version, durably; it is in use only after `point`.
+
+        Removes the oldest beyond KEPT_VERSIONS, but never the parent: that one is in use until then.
+        """
         payload = msgpack.packb(
             {
                 "snapshot_version": self.snapshot_version,
@@ -96,8 +99,9 @@ class WeightStore:
         )
         path = self._path(weights.version)
         self._write(path, _HEADER.pack(_MAGIC, FORMAT_VERSION, zlib.crc32(payload)) + payload)
-        for old in sorted(self.folder.glob("*.weights"))[:-KEPT_VERSIONS]:
-            old.unlink()
+        for old in self.versions()[KEPT_VERSIONS:]:
+            if old != promotion.parent:
+                self._path(old).unlink()
 
     def load(self, version: int) -> tuple[Weights, Promotion]:
         """Raises DataFolderError for a file that is missing, damaged, or of another snapshot or format."""

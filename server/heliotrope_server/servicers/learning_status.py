@@ -12,8 +12,9 @@ def add_shard_fields(status: pb.ShardStatus, learning: OnlineLearning) -> None:
     status.weights_version = learning.weights_version
     status.remembered_answer_count = len(learning.memory)
     status.feedback_count = learning.feedback_count
-    status.waiting_example_count = learning.outbox_size
-    status.lost_example_count = learning.lost_count
+    leader = learning.leader
+    status.waiting_example_count = learning.outbox_size if leader is None else leader.learner.waiting_count
+    status.lost_example_count = learning.lost_count if leader is None else leader.dropped_count
 
 
 def learning_status(learning: OnlineLearning | None, leader_index: int) -> pb.LearningStatus | None:
@@ -23,6 +24,7 @@ def learning_status(learning: OnlineLearning | None, leader_index: int) -> pb.Le
     status = pb.LearningStatus(leader_shard_index=leader_index)
     if learning.leader is not None:
         _add_leader_fields(status, learning.leader)
+        status.stale_count += learning.stale_count
         keeper = learning.keeper
         status.snapshot_version = keeper.catalogue.version
         status.weights_version = keeper.active.version

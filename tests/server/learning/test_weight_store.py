@@ -44,6 +44,8 @@ def test_only_the_newest_versions_are_kept(tmp_path):
     for version in range(1, KEPT_VERSIONS + 4):
         store.save(weights(version), Promotion(version, version - 1, 0.0, VERDICT))
     assert store.versions() == list(range(KEPT_VERSIONS + 3, 3, -1))
+    store.save(weights(100), Promotion(100, 4, 0.0, VERDICT))  # what it was learned from is in use until it is
+    assert store.versions()[-1] == 4
 
 
 @pytest.mark.parametrize(
