@@ -109,7 +109,7 @@ def test_a_server_learns_what_its_users_like_keeps_it_and_takes_it_back(tmp_path
         assert newest.active and newest.weights_version == status.weights_version
         assert newest.comparison.other_log_loss < newest.comparison.active_log_loss
         assert newest.comparison.user_count >= LEARNING["promotion_users"]
-        assert not newest.comparison.HasField("active_value")  # nothing was drawn at random
+        assert not newest.comparison.HasField("active_off_policy_log_loss")  # nothing was drawn at random
         assert 0.0 < status.shadow_change <= 0.3
         learned, version = audience.answers(client), status.weights_version
         assert audience.click_rate(learned) > audience.click_rate(frozen)

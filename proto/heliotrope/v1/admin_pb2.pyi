@@ -263,9 +263,9 @@ class WeightsComparison(_message.Message):
     ACTIVE_LOG_LOSS_FIELD_NUMBER: _builtins.int
     OTHER_LOG_LOSS_FIELD_NUMBER: _builtins.int
     STANDARD_ERROR_FIELD_NUMBER: _builtins.int
-    ACTIVE_VALUE_FIELD_NUMBER: _builtins.int
-    OTHER_VALUE_FIELD_NUMBER: _builtins.int
-    VALUE_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    ACTIVE_OFF_POLICY_LOG_LOSS_FIELD_NUMBER: _builtins.int
+    OTHER_OFF_POLICY_LOG_LOSS_FIELD_NUMBER: _builtins.int
+    OFF_POLICY_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     example_count: _builtins.int
     """Examples that both were judged by."""
     user_count: _builtins.int
@@ -276,12 +276,14 @@ class WeightsComparison(_message.Message):
     """Mean log loss of the other weights, in nats."""
     standard_error: _builtins.float
     """Standard error of the difference, clustered by user; infinite with fewer than two users."""
-    active_value: _builtins.float
-    """Off-policy value (SNIPS) of the order that the weights in use give to the shown items; unset without exploration."""
-    other_value: _builtins.float
+    active_off_policy_log_loss: _builtins.float
+    """Log loss of the weights in use on what could have been shown, estimated by self-normalised inverse propensities
+    (SNIPS); unset without exploration.
+    """
+    other_off_policy_log_loss: _builtins.float
     """The same for the other weights."""
-    value_standard_error: _builtins.float
-    """Standard error of the difference of the values."""
+    off_policy_standard_error: _builtins.float
+    """Standard error of the difference of these two, clustered by user."""
     def __init__(
         self,
         *,
@@ -290,26 +292,26 @@ class WeightsComparison(_message.Message):
         active_log_loss: _builtins.float = ...,
         other_log_loss: _builtins.float = ...,
         standard_error: _builtins.float = ...,
-        active_value: _builtins.float | None = ...,
-        other_value: _builtins.float | None = ...,
-        value_standard_error: _builtins.float | None = ...,
+        active_off_policy_log_loss: _builtins.float | None = ...,
+        other_off_policy_log_loss: _builtins.float | None = ...,
+        off_policy_standard_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_active_value", b"_active_value", "_other_value", b"_other_value", "_value_standard_error", b"_value_standard_error", "active_value", b"active_value", "other_value", b"other_value", "value_standard_error", b"value_standard_error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active_off_policy_log_loss", b"_active_off_policy_log_loss", "_off_policy_standard_error", b"_off_policy_standard_error", "_other_off_policy_log_loss", b"_other_off_policy_log_loss", "active_off_policy_log_loss", b"active_off_policy_log_loss", "off_policy_standard_error", b"off_policy_standard_error", "other_off_policy_log_loss", b"other_off_policy_log_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_value", b"_active_value", "_other_value", b"_other_value", "_value_standard_error", b"_value_standard_error", "active_log_loss", b"active_log_loss", "active_value", b"active_value", "example_count", b"example_count", "other_log_loss", b"other_log_loss", "other_value", b"other_value", "standard_error", b"standard_error", "user_count", b"user_count", "value_standard_error", b"value_standard_error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_off_policy_log_loss", b"_active_off_policy_log_loss", "_off_policy_standard_error", b"_off_policy_standard_error", "_other_off_policy_log_loss", b"_other_off_policy_log_loss", "active_log_loss", b"active_log_loss", "active_off_policy_log_loss", b"active_off_policy_log_loss", "example_count", b"example_count", "off_policy_standard_error", b"off_policy_standard_error", "other_log_loss", b"other_log_loss", "other_off_policy_log_loss", b"other_off_policy_log_loss", "standard_error", b"standard_error", "user_count", b"user_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__active_value: _TypeAlias = _typing.Literal["active_value"]  # noqa: Y015
-    _WhichOneofArgType__active_value: _TypeAlias = _typing.Literal["_active_value", b"_active_value"]  # noqa: Y015
-    _WhichOneofReturnType__other_value: _TypeAlias = _typing.Literal["other_value"]  # noqa: Y015
-    _WhichOneofArgType__other_value: _TypeAlias = _typing.Literal["_other_value", b"_other_value"]  # noqa: Y015
-    _WhichOneofReturnType__value_standard_error: _TypeAlias = _typing.Literal["value_standard_error"]  # noqa: Y015
-    _WhichOneofArgType__value_standard_error: _TypeAlias = _typing.Literal["_value_standard_error", b"_value_standard_error"]  # noqa: Y015
+    _WhichOneofReturnType__active_off_policy_log_loss: _TypeAlias = _typing.Literal["active_off_policy_log_loss"]  # noqa: Y015
+    _WhichOneofArgType__active_off_policy_log_loss: _TypeAlias = _typing.Literal["_active_off_policy_log_loss", b"_active_off_policy_log_loss"]  # noqa: Y015
+    _WhichOneofReturnType__off_policy_standard_error: _TypeAlias = _typing.Literal["off_policy_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__off_policy_standard_error: _TypeAlias = _typing.Literal["_off_policy_standard_error", b"_off_policy_standard_error"]  # noqa: Y015
+    _WhichOneofReturnType__other_off_policy_log_loss: _TypeAlias = _typing.Literal["other_off_policy_log_loss"]  # noqa: Y015
+    _WhichOneofArgType__other_off_policy_log_loss: _TypeAlias = _typing.Literal["_other_off_policy_log_loss", b"_other_off_policy_log_loss"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__active_value) -> _WhichOneofReturnType__active_value | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active_off_policy_log_loss) -> _WhichOneofReturnType__active_off_policy_log_loss | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_value) -> _WhichOneofReturnType__other_value | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__off_policy_standard_error) -> _WhichOneofReturnType__off_policy_standard_error | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__value_standard_error) -> _WhichOneofReturnType__value_standard_error | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_off_policy_log_loss) -> _WhichOneofReturnType__other_off_policy_log_loss | None: ...
 
 Global___WeightsComparison: _TypeAlias = WeightsComparison  # noqa: Y015
 

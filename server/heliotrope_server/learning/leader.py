@@ -180,8 +180,9 @@ def item_scale(catalogue: LiveCatalogue) -> float:
 
 
 def _described(verdict: Verdict) -> str:
-    value = "no SNIPS value" if verdict.value is None else f"SNIPS {verdict.value.mean:+.4f}"
+    off_policy = "none" if verdict.off_policy is None else f"{verdict.off_policy.mean:+.4f}"
     return (
         f"log loss {verdict.challenger_loss:.4f} instead of {verdict.defender_loss:.4f} "
-        f"(error {verdict.gain.standard_error:.4f}) on {verdict.examples} examples of {verdict.users} users, {value}"
+        f"(error {verdict.gain.standard_error:.4f}) on {verdict.examples} examples of {verdict.users} users; "
+        f"off-policy gain {off_policy}"
     )

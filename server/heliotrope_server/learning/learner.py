@@ -6,8 +6,9 @@
 
 Each batch is first scored by all three, then learned from. Shadow weights are promoted when, over at least
 `promotion_examples` of at least `promotion_users`, their log loss is lower by more than a margin beyond
-`promotion_errors` standard errors and their SNIPS value is not lower; they start again from the active ones when they
-are as surely worse. Promoted weights are withdrawn when the previous ones beat them by the same test on later feedback.
+`promotion_errors` standard errors and their off-policy loss is not higher; they start again from the active ones when
+they are as surely worse. Promoted weights are withdrawn when the previous ones beat them by the same test on later
+feedback.
 """
 
 from collections import deque
@@ -131,9 +132,9 @@ class Learner:
             sets["previous"] = self.previous
         scores = {name: batch.scores(weights) for name, weights in sets.items()}
         losses = {name: log_losses(scores[name] + self._rates[name].constant, batch.rewards) for name in sets}
-        self._since_start.add(batch, losses["active"], losses["shadow"], scores["active"], scores["shadow"])
+        self._since_start.add(batch, losses["active"], losses["shadow"])
         if self.previous is not None:
-            self._since_promotion.add(batch, losses["active"], losses["previous"], scores["active"], scores["previous"])
+            self._since_promotion.add(batch, losses["active"], losses["previous"])
         for name in sets:
             self._rates[name].add(scores[name], batch.rewards)
 

@@ -1,20 +1,18 @@
 """Progressive validation: is one set of weights better than another on feedback that neither has seen?
 
 Every example is scored by both before anything is learned from it ("test, then train": Blum, Kalai, Langford 1999). Two
-things are compared: the log loss, and the value of the order that each would give to the shown items, by
-self-normalised inverse propensities (SNIPS: Swaminathan, Joachims 2015)
+things are compared: the log loss on what was shown, and the log loss on what *could* have been shown, estimated by
+self-normalised inverse propensities (SNIPS: Swaminathan, Joachims 2015; for the error of a recommender: Schnabel et al.
+2016):
 
-    V = sum w y / sum w
-    w = [the weights would put this item at this place p] * min(1 / propensity, 10) / log2(p + 2)
+    L = sum w loss / sum w,    w = min(1 / propensity, 100)
 
-(p from 0, discounted as in DCG, since the same items in another order hold the same rewards; capped, since an item
-drawn from a thousand would otherwise outweigh a thousand others). That only means something where places were drawn
-with known probabilities below 1; otherwise it is not available. Standard errors are clustered by user: a user with many
-examples counts as one witness.
+Weights could otherwise win by fitting nothing but the items that the active ones show. That only means something where
+items were drawn with known propensities below 1; otherwise it is not available. Standard errors are clustered by user:
+a user with many examples counts as one witness.
 """
 
 import math
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +20,11 @@ from numpy.typing import NDArray
 
 from heliotrope_server.learning.example import Batch
 
-MIN_EFFECTIVE_EXAMPLES = 50.0
-"""SNIPS is available once both orders have this effective sample size, (sum w)^2 / sum w^2."""
+MAX_WEIGHT = 100.0
+"""Cap on an inverse propensity: an item drawn from a thousand must not outweigh a thousand others."""
+
+MIN_DRAWN_EXAMPLES = 50
+"""The off-policy loss is available once so many items with a propensity below one half were judged."""
 
 
 class Difference(NamedTuple):
@@ -34,22 +35,22 @@ class Difference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the comparison says so far. The losses are means in nats; `value` is None where SNIPS is not available."""
+    """What the comparison says so far; losses are means in nats. `off_policy` is None where SNIPS is not available."""
 
     examples: int
     users: int
     defender_loss: float
     challenger_loss: float
     gain: Difference
-    value: Difference | None
-    defender_value: float
-    challenger_value: float
+    off_policy: Difference | None
+    defender_off_policy_loss: float
+    challenger_off_policy_loss: float
 
     def better(self, margin: float, errors: float) -> bool:
         """Whether the challenger's log loss is lower by more than `margin` beyond `errors` standard errors, and its
-        SNIPS value, where there is one, not lower by more than one standard error."""
+        off-policy loss, where there is one, not higher by more than one standard error."""
         surely = self.gain.mean - errors * self.gain.standard_error > margin
-        return surely and (self.value is None or self.value.mean >= -self.value.standard_error)
+        return surely and (self.off_policy is None or self.off_policy.mean >= -self.off_policy.standard_error)
 
     def worse(self, margin: float, errors: float) -> bool:
         """The same for the other direction, on log loss alone."""
@@ -63,39 +64,28 @@ class Comparison:
         self.examples = 0
         self._verdict: Verdict | None = None
         self._losses = np.zeros(2)
-        self._by_user: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self._orders: dict[str, NDArray[np.float64]] = {}  # by user: (2, 3) of sum w, sum w y, sum w^2
+        self._by_user: dict[str, NDArray[np.float64]] = {}  # (5,): n, gain, sum w, sum w loss of each
+        self._drawn_examples = 0
 
-    def add(
-        self,
-        batch: Batch,
-        defender_losses: NDArray[np.float64],
-        challenger_losses: NDArray[np.float64],
-        defender_scores: NDArray[np.float64],
-        challenger_scores: NDArray[np.float64],
-    ) -> None:
-        """Takes in one batch; all arrays are (n,)."""
+    def add(self, batch: Batch, defender_losses: NDArray[np.float64], challenger_losses: NDArray[np.float64]) -> None:
+        """Takes in one batch and the losses of both on it, (n,)."""
         self._verdict = None
         self.examples += batch.size
         self._losses += (float(defender_losses.sum()), float(challenger_losses.sum()))
+        self._drawn_examples += int((batch.propensities < 0.5).sum())
+        weights = np.minimum(1.0 / batch.propensities, MAX_WEIGHT)
+        columns = (
+            np.ones(batch.size),
+            defender_losses - challenger_losses,
+            weights,
+            weights * defender_losses,
+            weights * challenger_losses,
+        )
         count = len(batch.user_ids)
-        gains = np.bincount(batch.users, defender_losses - challenger_losses, minlength=count)
-        counts = np.bincount(batch.users, minlength=count)
-        for user_id, gain, examples in zip(batch.user_ids, gains.tolist(), counts.tolist(), strict=True):
-            sums = self._by_user[user_id]
-            sums[0] += gain
-            sums[1] += examples
-        inverses = batch.inverse_propensities()
-        for start, end in zip(batch.starts, [*batch.starts[1:], batch.size], strict=True):
-            if (batch.propensities[start:end] < 1.0).any():
-                sums_of_user = self._orders.setdefault(batch.user_ids[batch.users[start]], np.zeros((2, 3)))
-                for row, scores in enumerate((defender_scores, challenger_scores)):
-                    weights = in_place(scores[start:end]) * inverses[start:end] / np.log2(np.arange(2, end - start + 2))
-                    sums_of_user[row] += (
-                        weights.sum(),
-                        (weights * batch.rewards[start:end]).sum(),
-                        (weights**2).sum(),
-                    )
+        sums = np.stack([np.bincount(batch.users, column, minlength=count) for column in columns], axis=1)
+        for user_id, row in zip(batch.user_ids, sums, strict=True):
+            known = self._by_user.get(user_id)
+            self._by_user[user_id] = row.copy() if known is None else known + row
 
     def verdict(self) -> Verdict:
         """Costs time by the number of users, so it is kept until more examples come in."""
@@ -105,38 +95,24 @@ class Comparison:
 
     def _compare(self) -> Verdict:
         count = max(self.examples, 1)
-        sums = np.array(list(self._by_user.values())).reshape(-1, 2)
-        mean = float(sums[:, 0].sum()) / count
-        error = _clustered_error(sums[:, 0] - sums[:, 1] * mean, count)
+        sums = np.array(list(self._by_user.values())).reshape(-1, 5)
+        mean = float(sums[:, 1].sum()) / count
+        error = _clustered_error(sums[:, 1] - sums[:, 0] * mean, count)
         defender_loss, challenger_loss = (self._losses / count).tolist()
-        value, values = self._value()
-        return Verdict(
-            self.examples,
-            len(self._by_user),
-            defender_loss,
-            challenger_loss,
-            Difference(mean, error),
-            value,
-            *values,
-        )
+        off_policy, estimates = self._off_policy(sums)
+        gain = Difference(mean, error)
+        return Verdict(self.examples, len(self._by_user), defender_loss, challenger_loss, gain, off_policy, *estimates)
 
-    def _value(self) -> tuple[Difference | None, tuple[float, float]]:
-        sums = np.array(list(self._orders.values())).reshape(-1, 2, 3)
-        total, rewarded, squares = sums.sum(axis=0).T
-        if not (total**2 >= MIN_EFFECTIVE_EXAMPLES * np.maximum(squares, 1e-12)).all():
+    def _off_policy(self, sums: NDArray[np.float64]) -> tuple[Difference | None, tuple[float, float]]:
+        if self._drawn_examples < MIN_DRAWN_EXAMPLES:
             return None, (math.nan, math.nan)
-        values = rewarded / total
-        # Linearised (delta method): each user's influence on V is sum of w (y - V) over the sum of w.
-        influences = (sums[:, :, 1] - values * sums[:, :, 0]) / total
-        error = _clustered_error(influences[:, 1] - influences[:, 0], 1)
-        return Difference(float(values[1] - values[0]), error), (float(values[0]), float(values[1]))
-
-
-def in_place(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 for each shown item that these scores would leave where it stood among the shown ones, else 0; (k,)."""
-    order = np.argsort(-scores, kind="stable")
-    kept: NDArray[np.float64] = (order == np.arange(len(scores))).astype(np.float64)
-    return kept
+        total = float(sums[:, 2].sum())
+        estimates = sums[:, 3:].sum(axis=0) / total
+        # Linearised (delta method): each user's influence on L is sum of w (loss - L) over the sum of w.
+        influences = (sums[:, 3:] - estimates * sums[:, 2:3]) / total
+        error = _clustered_error(influences[:, 0] - influences[:, 1], 1)
+        defender, challenger = estimates.tolist()
+        return Difference(defender - challenger, error), (defender, challenger)
 
 
 def _clustered_error(deviations: NDArray[np.float64], count: int) -> float:

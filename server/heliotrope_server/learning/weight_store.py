@@ -148,13 +148,14 @@ def _plain(verdict: Verdict) -> list[Any]:
         [verdict.examples, verdict.users],
         [verdict.defender_loss, verdict.challenger_loss],
         list(verdict.gain),
-        None if verdict.value is None else list(verdict.value),
-        [verdict.defender_value, verdict.challenger_value],
+        None if verdict.off_policy is None else list(verdict.off_policy),
+        [verdict.defender_off_policy_loss, verdict.challenger_off_policy_loss],
     ]
 
 
 def _verdict(
-    counts: list[int], losses: list[float], gain: list[float], value: list[float] | None, values: list[float]
+    counts: list[int], losses: list[float], gain: list[float], off_policy: list[float] | None, estimates: list[float]
 ) -> Verdict:
-    difference = None if value is None else Difference(*value)
-    return Verdict(counts[0], counts[1], losses[0], losses[1], Difference(*gain), difference, values[0], values[1])
+    difference = None if off_policy is None else Difference(*off_policy)
+    examples, users = counts
+    return Verdict(examples, users, losses[0], losses[1], Difference(*gain), difference, estimates[0], estimates[1])

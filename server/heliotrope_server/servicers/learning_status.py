@@ -62,8 +62,8 @@ def _comparison(verdict: Verdict) -> pb.WeightsComparison:
         other_log_loss=verdict.challenger_loss,
         standard_error=verdict.gain.standard_error,
     )
-    if verdict.value is not None:
-        comparison.active_value = verdict.defender_value
-        comparison.other_value = verdict.challenger_value
-        comparison.value_standard_error = verdict.value.standard_error
+    if verdict.off_policy is not None:
+        comparison.active_off_policy_log_loss = verdict.defender_off_policy_loss
+        comparison.other_off_policy_log_loss = verdict.challenger_off_policy_loss
+        comparison.off_policy_standard_error = verdict.off_policy.standard_error
     return comparison

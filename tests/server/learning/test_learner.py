@@ -31,13 +31,13 @@ def test_nothing_is_promoted_where_there_is_nothing_to_learn():
     assert changes <= 1
 
 
-def test_exploration_gives_a_value_and_learning_still_helps():
+def test_exploration_gives_an_off_policy_loss_and_learning_still_helps():
     world = World(seed=1, users=200)
     learner = world.learner()
     decisions = world.run(learner, 1500, exploration=0.1)
     promoted = decisions[0].verdict
-    assert promoted.value is not None
-    assert 0.0 < promoted.defender_value < 1.0
+    assert promoted.off_policy is not None
+    assert promoted.challenger_off_policy_loss < promoted.defender_off_policy_loss + promoted.off_policy.standard_error
     assert world.click_rate(learner.active) > world.click_rate(world.anchor)
 
 

@@ -6,7 +6,7 @@ import pytest
 from heliotrope_server.learning.base_rate import BaseRate
 from heliotrope_server.learning.example import ExampleGroup, log_losses, make_batch, sigmoid
 from heliotrope_server.learning.quota import UserQuota
-from heliotrope_server.learning.validation import Comparison, in_place
+from heliotrope_server.learning.validation import Comparison
 from heliotrope_server.learning.weights import Weights
 from tests.server.learning.simulation import World
 
@@ -23,9 +23,7 @@ def group(user, rewards, propensities=None):
 def compared(groups, defender, challenger):
     comparison = Comparison()
     batch = make_batch(groups)
-    comparison.add(
-        batch, log_losses(defender, batch.rewards), log_losses(challenger, batch.rewards), defender, challenger
-    )
+    comparison.add(batch, log_losses(defender, batch.rewards), log_losses(challenger, batch.rewards))
     return comparison.verdict()
 
 
@@ -51,52 +49,46 @@ def test_one_user_never_convinces():
     assert not verdict.better(0.0, 1.0)
 
 
-def test_there_is_no_value_without_exploration():
+def test_there_is_no_off_policy_loss_without_exploration():
     verdict = compared([group(f"u{n}", [1.0, 0.0]) for n in range(200)], np.zeros(400), np.zeros(400))
-    assert verdict.value is None
-    assert math.isnan(verdict.defender_value)
+    assert verdict.off_policy is None
+    assert math.isnan(verdict.defender_off_policy_loss)
 
 
-def test_the_value_of_an_order_is_found_from_answers_of_another():
-    """Two places are drawn at random among two items; item quality is known, so the true value of each order is too."""
-    rng = np.random.default_rng(1)
-    quality = {1.0: 0.8, 0.0: 0.2}
-    groups, defender, challenger = [], [], []
-    for number in range(2000):
-        shown = [1.0, 0.0] if rng.random() < 0.5 else [0.0, 1.0]  # by their true score
-        examined = [1.0, 0.4]  # the second place is looked at less often
-        rewards = [float(rng.random() < quality[item] * look) for item, look in zip(shown, examined, strict=True)]
-        groups.append(group(f"u{number % 400}", rewards, [0.5, 0.5]))
-        challenger += shown
-        defender += [-item for item in shown]
-    verdict = compared(groups, np.array(defender), np.array(challenger))
-    assert verdict.value is not None
-    second = 1.0 / np.log2(3.0)
-    assert verdict.challenger_value == pytest.approx((0.8 + 0.2 * 0.4 * second) / (1.0 + second), abs=0.03)
-    assert verdict.defender_value == pytest.approx((0.2 + 0.8 * 0.4 * second) / (1.0 + second), abs=0.03)
-    assert 0.0 < verdict.value.standard_error < 0.05
+def drawn_lists(rng, count=6000, share=0.1, pool=5):
+    """One place each: the favourite with 1 - share, else one of `pool` others. Returns groups and which were drawn."""
+    groups, explored = [], []
+    for number in range(count):
+        drawn = bool(rng.random() < share)
+        chance, propensity = (0.9, share / pool) if drawn else (0.5, 1.0 - share)
+        groups.append(group(f"u{number % 300}", [float(rng.random() < chance)], [propensity]))
+        explored.append(drawn)
+    return groups, np.array(explored)
 
 
-def test_a_lower_value_stands_in_the_way_of_a_lower_loss():
-    """The challenger is better calibrated, but would put the wrong one of two items first."""
+def test_the_off_policy_loss_is_that_of_a_world_in_which_all_is_shown_alike():
+    """The favourite is liked by half, the five others by nine of ten: the mean loss over the six is known."""
+    groups, explored = drawn_lists(np.random.default_rng(1))
+    ignorant, informed = np.zeros(len(groups)), np.where(explored, np.log(9.0), 0.0)
+    verdict = compared(groups, ignorant, informed)
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert verdict.defender_off_policy_loss == pytest.approx(np.log(2.0), abs=1e-6)
+    assert verdict.challenger_off_policy_loss == pytest.approx((np.log(2.0) + 5 * entropy) / 6, abs=0.03)
+    assert verdict.off_policy is not None and 0.0 < verdict.off_policy.standard_error < 0.05
+    # On what was shown, the same knowledge is worth nine times less.
+    assert verdict.gain.mean < verdict.off_policy.mean / 5
+
+
+def test_a_higher_off_policy_loss_stands_in_the_way_of_a_lower_loss():
+    """The challenger knows the favourite better and is wrong about everything that is rarely shown."""
     rng = np.random.default_rng(3)
-    groups, defender, challenger = [], [], []
-    for number in range(1000):
-        good_first = rng.random() < 0.5
-        chances = [0.8, 0.2] if good_first else [0.2, 0.8]
-        groups.append(group(f"u{number % 200}", [float(rng.random() < chance) for chance in chances], [0.5, 0.5]))
-        defender += [3.0, 2.9] if good_first else [2.9, 3.0]
-        challenger += [-0.1, 0.1] if good_first else [0.1, -0.1]
-    verdict = compared(groups, np.array(defender), np.array(challenger))
-    assert verdict.gain.mean > 10 * verdict.gain.standard_error
-    assert verdict.value is not None and verdict.value.mean < -3 * verdict.value.standard_error
+    groups, explored = drawn_lists(rng, share=0.02)
+    rewards = np.array([each.rewards[0] for each in groups])
+    hint = np.where(rewards > 0.5, 0.3, -0.3)
+    verdict = compared(groups, np.zeros(len(groups)), np.where(explored, -1.0, hint))
+    assert verdict._replace(off_policy=None).better(0.0, 2.5)
+    assert verdict.off_policy is not None and verdict.off_policy.mean < -verdict.off_policy.standard_error
     assert not verdict.better(0.0, 2.5)
-    assert verdict._replace(value=None).better(0.0, 2.5)
-
-
-def test_places_that_an_order_keeps():
-    assert in_place(np.array([3.0, 2.0, 1.0])).tolist() == [1, 1, 1]
-    assert in_place(np.array([1.0, 2.0, 3.0])).tolist() == [0, 1, 0]
 
 
 def test_the_base_rate_is_the_best_constant_of_the_recent_past():

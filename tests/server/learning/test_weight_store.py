@@ -18,7 +18,8 @@ def weights(version):
 
 def test_what_was_saved_is_loaded_bit_by_bit(tmp_path):
     store = WeightStore(tmp_path, "snap")
-    for verdict in (VERDICT, VERDICT._replace(value=Difference(0.2, 0.1), defender_value=0.3, challenger_value=0.5)):
+    explored = Verdict(400, 30, 0.5, 0.4, Difference(0.1, 0.02), Difference(0.2, 0.1), 0.5, 0.3)
+    for verdict in (VERDICT, explored):
         store.save(weights(7), Promotion(7, 5, 1.5, verdict))
         loaded, promotion = WeightStore(tmp_path, "snap").load(7)
         np.testing.assert_array_equal(loaded.matrices, weights(7).matrices)
