@@ -1,10 +1,11 @@
 """Simulated users whose clicks follow a hidden taste, which differs from the weights of the snapshot that is served.
 
 The hidden A*_h stretches the principal axes of the item vectors: A*_h = A_h V diag(1 + drift * g) V^T with g ~ N(0, 1).
+All else is as it is served, item biases and live popularity included, so that with no drift there is nothing to learn.
 A constant makes the mean click probability of the first lists what it is asked to be.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,16 @@ READ_ON = 0.85
 
 
 class Audience:
-    """`interests` maps each user to their (H, d) interest vectors, as GetProfile returns them."""
+    """`interests` maps each user to their (H, d) interest vectors, as GetProfile returns them; `live_counts`: (n,)."""
 
     def __init__(
-        self, arrays: SnapshotArrays, interests: Mapping[str, NDArray[np.float64]], *, drift: float, seed: int
+        self,
+        arrays: SnapshotArrays,
+        interests: Mapping[str, NDArray[np.float64]],
+        live_counts: NDArray[np.float64],
+        *,
+        drift: float,
+        seed: int,
     ) -> None:
         self.random = np.random.default_rng(seed)
         self._arrays = arrays
@@ -30,6 +37,7 @@ class Audience:
         _, axes = np.linalg.eigh(sample.T @ sample)
         stretch = 1.0 + drift * self.random.normal(size=len(axes))
         self._hidden = arrays.scoring_matrices.astype(np.float64) @ (axes * stretch) @ axes.T
+        self._beyond_taste = arrays.scores(np.zeros(arrays.scoring_matrices.shape[:2]), live_counts)
         self._constant = 0.0
 
     def calibrate(self, lists: Mapping[str, Sequence[str]], click_rate: float) -> None:
@@ -46,7 +54,7 @@ class Audience:
         """The true click probability of each item."""
         query = np.einsum("hd,hde->e", self._interests[user], self._hidden)
         rows = [self._row_of[item_id] for item_id in item_ids]
-        scores = self._arrays.vectors[rows].astype(np.float64) @ query + self._arrays.bias[rows] + self._constant
+        scores = self._arrays.vectors[rows].astype(np.float64) @ query + self._beyond_taste[rows] + self._constant
         probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(scores, -60.0, 60.0)))
         return probabilities
 
@@ -70,6 +78,15 @@ def interests_of(client: Client, users: Sequence[str]) -> dict[str, NDArray[np.f
         user: np.array([vector.values for vector in client.get_profile(user).interest_vectors], dtype=np.float64)
         for user in users
     }
+
+
+def live_counts_of(client: Client, arrays: SnapshotArrays, touched: Iterable[str]) -> NDArray[np.float64]:
+    """The live event count of each item, (n,); only items that were touched can have one."""
+    row_of = {item_id: row for row, item_id in enumerate(arrays.item_ids)}
+    counts = np.zeros(len(arrays.item_ids))
+    for item_id in set(touched):
+        counts[row_of[item_id]] = client.get_item(item_id).live_event_count
+    return counts
 
 
 def lists_of(client: Client, users: Sequence[str], count: int) -> dict[str, list[str]]:

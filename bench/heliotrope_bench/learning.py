@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from heliotrope import Client
-from heliotrope_bench.audience import Audience, interests_of, lists_of, overlap
+from heliotrope_bench.audience import Audience, interests_of, lists_of, live_counts_of, overlap
 from heliotrope_bench.job import Server
 from heliotrope_bench.load_data import Population
 from heliotrope_bench.recall import SnapshotArrays
@@ -74,8 +74,11 @@ def run(options: LearningOptions, arguments: Sequence[str], console: Console) ->
         # Fakes have a history, so that their lists are as different as anyone's; everywhere, so that lists compare.
         history = [each for crowd in (population, fakes) for each in crowd.history(options.events_per_user)]
         frozen.client.record_events(history)
+        live = live_counts_of(frozen.client, arrays, {each.item_id for each in history})
         start = lists_of(frozen.client, users, options.count)
-        audience = Audience(arrays, interests_of(frozen.client, users), drift=options.drift, seed=options.seed + 1)
+        audience = Audience(
+            arrays, interests_of(frozen.client, users), live, drift=options.drift, seed=options.seed + 1
+        )
         audience.calibrate(start, options.click_rate)
         trial = Trial(options, audience, users, fakes.user_ids(), start)
         for phase, attack in (("honest", None), ("one attacker", trial.one_attacker), ("burst", trial.burst)):

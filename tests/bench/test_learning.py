@@ -20,13 +20,16 @@ def arrays(tmp_path):
 def audience(arrays, drift):
     rng = np.random.default_rng(5)
     interests = {user: rng.normal(size=arrays.scoring_matrices.shape[:2]) for user in USERS}
-    return Audience(arrays, interests, drift=drift, seed=0), interests
+    return Audience(arrays, interests, live_counts(arrays), drift=drift, seed=0), interests
+
+
+def live_counts(arrays):
+    return np.arange(len(arrays.item_ids)) % 7.0
 
 
 def test_without_drift_the_hidden_taste_is_that_of_the_snapshot(arrays):
     crowd, interests = audience(arrays, drift=0.0)
-    live = np.zeros(len(arrays.item_ids))
-    expected = arrays.scores(interests["a"], live) - arrays.parameters["intercept"]
+    expected = arrays.scores(interests["a"], live_counts(arrays))
     found = crowd.probabilities("a", arrays.item_ids)
     np.testing.assert_allclose(np.log(found / (1.0 - found)), expected, rtol=1e-5, atol=1e-5)
 
