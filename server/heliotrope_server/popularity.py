@@ -125,5 +125,6 @@ class LivePopularity:
         return self._counts * power_of_two((self.landmark_s - time_s) / self.half_life_s)
 
     def counts_of(self, rows: NDArray[np.int64], time_s: float) -> NDArray[np.float64]:
-        """count_i(t) of some rows, (k,); O(k)."""
-        return self._counts[rows] * power_of_two((self.landmark_s - time_s) / self.half_life_s)
+        """count_i(t) of some rows, (k,); O(k). Rows of a catalogue that was larger get the count of the last row."""
+        counts: NDArray[np.float64] = self._counts.take(rows, mode="clip")
+        return counts * power_of_two((self.landmark_s - time_s) / self.half_life_s)

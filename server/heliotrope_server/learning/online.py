@@ -90,6 +90,7 @@ class OnlineLearning:
         logged = self.log is not None and self._random.random() < self.settings.impression_log_share
         now_s = self._wall_clock()
         if self.keeper is not None:
+            # After a swap of snapshots the rows of an answer may be those of the one before; see `example_group`.
             counts = self._popularity.counts_of(answer.rows[:MAX_PLACES], now_s)
             self.memory.note(request_id, user_id, answer, counts, self.keeper.active.version, now_s, logged)
         else:

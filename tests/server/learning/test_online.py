@@ -137,13 +137,18 @@ async def test_weights_belong_to_a_snapshot(tmp_path):
         await give_feedback(engine, taste, lambda: engine.learning.weights_version == 1)
         learned = await rankings(engine)
         request_id, answer = await shown(engine, USER_IDS[0])
-        version = worlds.publish(tmp_path / "store", **{**SNAPSHOT, "items": 130}, seed=3)
+        before = (await engine.recommend(Question("u", 100))).result
+        version = worlds.publish(tmp_path / "store", **{**SNAPSHOT, "items": 60}, seed=3)
         engine.adopt(LiveCatalogue(SnapshotStore(tmp_path / "store").open(version)))
         assert engine.learning.weights_version == 0
         np.testing.assert_array_equal(engine.answerer.scoring_matrices, engine.catalogue.snapshot.scoring_matrices)
+        # An answer that was made before the swap and goes out after it; its rows are larger than the catalogue is now.
+        engine.learning.note("late", "u", before)
+        engine.learning.feedback("u", "late", {before.item_ids[0]: 1.0})
+        assert engine.learning.stale_count == 1
         # Feedback on an answer of the other snapshot is taken, but nothing can be learned from it.
         engine.learning.feedback(USER_IDS[0], request_id, {answer.item_ids[0]: 1.0})
-        assert engine.learning.stale_count == 1
+        assert engine.learning.stale_count == 2
         again = LiveCatalogue(SnapshotStore(tmp_path / "store").open(first))
         engine.adopt(again)
         assert engine.learning.weights_version == 1
