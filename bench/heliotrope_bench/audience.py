@@ -62,6 +62,16 @@ class Audience:
         """Mean true click probability of what each user is shown."""
         return float(np.mean([self.probabilities(user, items).mean() for user, items in lists.items()]))
 
+    def best_lists(self, lists: Mapping[str, Sequence[str]], seen: Mapping[str, set[str]]) -> dict[str, list[str]]:
+        """For each user as many items as in their list, by the hidden taste: the most that learning could reach."""
+        best = {}
+        for user, items in lists.items():
+            probabilities = self.probabilities(user, self._arrays.item_ids)
+            probabilities[[self._row_of[item_id] for item_id in seen[user]]] = -1.0
+            rows = np.argsort(-probabilities, kind="stable")[: len(items)]
+            best[user] = [self._arrays.item_ids[row] for row in rows.tolist()]
+        return best
+
     def reaction(self, user: str, item_ids: Sequence[str]) -> dict[str, float]:
         """What a user does with a list: reads from the top, clicks or not, and stops somewhere."""
         read = 1

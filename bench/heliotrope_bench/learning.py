@@ -33,6 +33,7 @@ COLUMNS = {
     "shadow_change": ".3f",
     "click_rate": ".4f",
     "frozen": ".4f",
+    "best": ".4f",
     "overlap@k": ".3f",
 }
 
@@ -47,11 +48,11 @@ class LearningOptions(BaseSettings):
     snapshots: Path = Field(description="snapshot store")
     users: Annotated[int, Field(ge=10)] = Field(400, description="simulated users")
     events_per_user: Annotated[int, Field(ge=1)] = Field(10, description="events of each user before the start")
-    answers: Annotated[int, Field(ge=1)] = Field(10_000, description="lists that are shown and reacted to")
+    answers: Annotated[int, Field(ge=1)] = Field(8_000, description="lists that are shown and reacted to")
     count: Annotated[int, Field(ge=2, le=100)] = Field(10, description="items in a list")
     steps: Annotated[int, Field(ge=1)] = Field(5, description="rows of the table in each phase")
     click_rate: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="mean click probability at the start")
-    drift: Annotated[float, Field(ge=0)] = Field(0.5, description="how far the hidden taste is from the snapshot's")
+    drift: Annotated[float, Field(ge=0)] = Field(1.0, description="how far the hidden taste is from the snapshot's")
     attackers: Annotated[int, Field(ge=1)] = Field(400, description="fake users of the burst")
     shards: Annotated[int, Field(ge=1, le=64)] = Field(1, description="shards of each server")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="as `heliotrope serve`")
@@ -80,7 +81,11 @@ def run(options: LearningOptions, arguments: Sequence[str], console: Console) ->
             arrays, interests_of(frozen.client, users), live, drift=options.drift, seed=options.seed + 1
         )
         audience.calibrate(start, options.click_rate)
-        trial = Trial(options, audience, users, fakes.user_ids(), start)
+        seen: dict[str, set[str]] = {user: set() for user in [*users, *fakes.user_ids()]}
+        for each in history:
+            seen[each.user_id].add(each.item_id)
+        best_click_rate = audience.click_rate(audience.best_lists(start, seen))
+        trial = Trial(options, audience, users, fakes.user_ids(), start, best_click_rate)
         for phase, attack in (("honest", None), ("one attacker", trial.one_attacker), ("burst", trial.burst)):
             # Few simulated users stand for many real ones, so they are not limited; under attack all users are.
             limit = options.user_examples if attack else 1_000_000
@@ -104,12 +109,14 @@ class Trial:
         users: Sequence[str],
         fakes: Sequence[str],
         start: dict[str, list[str]],
+        best_click_rate: float,
     ) -> None:
         self._options = options
         self._audience = audience
         self._users = users
         self._fakes = fakes
         self._start = start
+        self._best_click_rate = best_click_rate
         self._frozen_click_rate = audience.click_rate(start)
 
     def rows(
@@ -149,18 +156,21 @@ class Trial:
     def _row(self, phase: str, client: Client, answers: int) -> dict[str, Any]:
         status = client.serving_status().learning
         lists = lists_of(client, self._users, self._options.count)
+        # Right after a decision nothing has been compared yet.
+        compared = status.shadow if status.shadow.example_count else None
         return {
             "phase": phase,
             "answers": answers,
             "examples": status.example_count,
             "over_quota": status.over_quota_count,
             "version": status.weights_version,
-            "active_loss": status.shadow.active_log_loss,
-            "shadow_loss": status.shadow.other_log_loss,
-            "loss_error": status.shadow.standard_error,
+            "active_loss": compared and compared.active_log_loss,
+            "shadow_loss": compared and compared.other_log_loss,
+            "loss_error": compared and compared.standard_error,
             "shadow_change": status.shadow_change,
             "click_rate": self._audience.click_rate(lists),
             "frozen": self._frozen_click_rate,
+            "best": self._best_click_rate,
             "overlap@k": overlap(lists, self._start),
         }
 

@@ -46,6 +46,15 @@ def test_the_click_rate_is_what_was_asked_for_and_clicks_follow_it(arrays):
     assert {len(each) for each in reactions} == set(range(1, 11))
 
 
+def test_the_best_lists_are_those_of_the_hidden_taste_without_what_was_seen(arrays):
+    crowd, interests = audience(arrays, drift=0.0)
+    seen = {user: {"i3", "i7"} for user in USERS}
+    best = crowd.best_lists({user: arrays.item_ids[:5] for user in USERS}, seen)
+    scores = arrays.scores(interests["b"], live_counts(arrays))
+    scores[[3, 7]] = -np.inf
+    assert best["b"] == [arrays.item_ids[row] for row in np.argsort(-scores)[:5]]
+
+
 def test_overlap_is_the_shared_part():
     assert overlap({"a": ["x", "y"], "b": ["x", "z"]}, {"a": ["y", "q"], "b": ["z", "x"]}) == 0.75
 

@@ -11,6 +11,7 @@ import pytest
 from heliotrope import Client, Event
 from heliotrope.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
 from heliotrope.shard_map import slot_of
+from heliotrope.v1.recommendation_pb2 import SOURCE_EXPLORE
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.layout import impression_folders
@@ -156,6 +157,30 @@ def test_a_leader_that_is_down_only_delays_learning(tmp_path):
         taken = 8 * len(users) // 64 * 64
         until(lambda: client.serving_status().learning.example_count >= taken)
         follower.close()
+
+
+def test_exploration_makes_the_off_policy_loss_available_and_is_in_the_log(tmp_path):
+    worlds.publish(tmp_path / "store", **SNAPSHOT)
+    audience = Audience(tmp_path / "store")
+    options = [*OPTIONS, "--explore-share", "0.2"]
+    with running_server(tmp_path / "store", tmp_path / "data", *options) as server, Client(server.address) as client:
+        client.record_events(audience.events)
+
+        def compared():
+            status = client.serving_status().learning
+            return [status.shadow, *(version.comparison for version in status.versions)]
+
+        until(
+            lambda: any(each.HasField("active_off_policy_log_loss") for each in compared()),
+            lambda: audience.give_feedback(client),
+        )
+    shown = [one for folder in impression_folders(tmp_path / "data") for one in read_impressions(folder)]
+    explored = [one for one in shown if SOURCE_EXPLORE in one.sources]
+    assert explored
+    for one in explored:
+        assert one.sources.index(SOURCE_EXPLORE) == len(one.sources) - 1
+        assert one.propensities[-1] == pytest.approx(0.2 / 50)
+    assert {one.propensities[-1] for one in shown if SOURCE_EXPLORE not in one.sources} == {0.8}
 
 
 def test_feedback_is_refused_with_the_reason(tmp_path):
