@@ -16,10 +16,11 @@ Options = TypeVar("Options", bound=BaseSettings)
 USAGE = """usage: heliotrope bench COMMAND [OPTIONS]
 
 commands:
-  load     rate, latency, errors and recall of a server under an open-loop load
-  quality  replay of a real data set through the served system, beside other models
-  encode   texts per second of the encoder, beside bare ONNX Runtime on the same batches
-  learning what online learning gains with simulated users, and what an attack on it can do
+  load            rate, latency, errors and recall of a server under an open-loop load
+  quality         replay of real data sets through the served system, beside other models
+  quality-report  the page of tables and plots from what quality wrote
+  encode          texts per second of the encoder, beside bare ONNX Runtime on the same batches
+  learning        what online learning gains with simulated users, and what an attack on it can do
 
 `load`, `encode` and `learning` take --out FILE.json, `quality` --results FOLDER for the raw results.
 `heliotrope bench COMMAND --help` describes the options."""
@@ -41,6 +42,10 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import quality
 
             quality.run(parse(quality.QualityOptions, rest), rest, console)
+        elif command == "quality-report":
+            from heliotrope_bench import quality_report
+
+            quality_report.run(parse(quality_report.ReportOptions, rest), rest, console)
         elif command == "encode":
             from heliotrope_bench import encode
 
@@ -50,7 +55,10 @@ def main(arguments: list[str]) -> int:
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
         else:
-            print(f"heliotrope bench: there is no {command!r}; give load, quality, encode or learning", file=sys.stderr)
+            print(
+                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode or learning",
+                file=sys.stderr,
+            )
             return 2
     except (ValidationError, SettingsError) as error:
         print(f"heliotrope bench {command}: {first_problem(error)}", file=sys.stderr)

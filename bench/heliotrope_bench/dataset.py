@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,19 @@ class Dataset:
         ratings = self.value if self.implicit is None else self.value[~self.implicit]
         stars = self.value / max(float(ratings.max(initial=0.0)), 1e-9)
         return stars if self.implicit is None else np.where(self.implicit, self.value, stars)
+
+    def facts(self) -> dict[str, Any]:
+        """Size and rules, for reports."""
+        return {
+            "items": len(self.items),
+            "events": len(self),
+            "users": len(self.user_ids),
+            "positive": float(self.positive.mean()) if len(self) else 0.0,
+            "uses": 0.0 if self.implicit is None else float(self.implicit.mean()),
+            "positive_from": self.positive_from if np.isfinite(self.positive_from) else None,
+            "skipped": self.skipped,
+            "timed": self.timed,
+        }
 
     def kind(self, position: int) -> EventType:
         """As what an event is recorded: a use of the item is a click."""

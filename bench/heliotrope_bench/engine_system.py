@@ -54,7 +54,8 @@ class EngineSystem:
     def __init__(self, data: Dataset, engine: Engine, runner: asyncio.Runner) -> None:
         self._data = data
         self._engine = engine
-        self._runner = runner
+        # Not Runner.run(): its handling of Ctrl-C formats the task with its whole result, 15 ms a list.
+        self._loop = runner.get_loop()
         self._rows = {item.item_id: row for row, item in enumerate(data.items)}
 
     def record(self, positions: list[int]) -> None:
@@ -74,13 +75,14 @@ class EngineSystem:
             )
             for position in positions
         ]
-        fates, _ = self._runner.run(self._engine.record(events))
+        fates, _ = self._loop.run_until_complete(self._engine.record(events))
         for event, fate in zip(events, fates, strict=True):
             if fate.error is not None:
                 raise ServerLostError(f"the engine refused event {event.event_id} of the replay: {fate.error}")
 
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
-        answer = self._runner.run(self._engine.recommend(Question(user_id, count, time_s=time_s))).result
+        question = Question(user_id, count, time_s=time_s)
+        answer = self._loop.run_until_complete(self._engine.recommend(question)).result
         return Served(answer.item_ids, answer.scores, answer.probabilities)
 
     def ask_for_all(self, user_id: str, time_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

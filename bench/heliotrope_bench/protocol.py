@@ -16,7 +16,7 @@ TRAIN_SHARE = 0.8
 COLD_ITEM_SHARE = 0.1
 WARM_EVENTS = 5
 COLD_USER_EVENTS = (0, 1, 3, 5)
-COLD_USER_SHARE = 0.2
+COLD_USER_SHARE = 1 / 3
 MAX_COLD_USERS = 1_000
 MAX_TARGETS = 10_000
 
@@ -93,7 +93,7 @@ def warm_items(holdout: Holdout) -> dict[str, Holdout]:
 
 
 def hold_users_out(dataset: Dataset, events: Positions | None = None) -> Holdout:
-    """No event of a fifth of the users (at most 1,000, drawn at random) is trained on.
+    """No event of a third of the users (at most 1,000, drawn at random) is trained on.
 
     The target of such a user is the first positive of an unseen item behind their fifth event.
     """
@@ -172,7 +172,7 @@ PROTOCOLS = (
     Protocol(
         "cold-users",
         "Cold users",
-        "A fifth of the users (at most 1,000), drawn at random, is not trained on. The target is the first positive of "
+        "A third of the users (at most 1,000), drawn at random, is not trained on. The target is the first positive of "
         "an unseen item behind the user's fifth event, asked after the last 0, 1, 3 and 5 events before it.",
         hold_users_out,
         growing_histories,

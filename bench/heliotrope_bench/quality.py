@@ -49,7 +49,11 @@ class QualityOptions(BaseSettings):
     """Replays real data sets through the served system and compares its recommendations with other models."""
 
     model_config = SettingsConfigDict(
-        frozen=True, cli_prog_name="heliotrope bench quality", cli_kebab_case=True, cli_hide_none_type=True
+        frozen=True,
+        cli_prog_name="heliotrope bench quality",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
     )
 
     datasets: CliPositionalArg[list[str]] = Field([], description=f"any of {', '.join(NAMES)}")
@@ -122,7 +126,7 @@ def _run_protocol(
             _result(protocol, variant, name, variants[variant], outcome, figures, features)
             for variant, (outcome, figures) in outcomes.items()
         ]
-        settings = options.model_dump(mode="json")
+        settings = {**options.model_dump(mode="json"), "data": data.facts()}
         write_results(options.results, results, command=["bench", "quality", *arguments], settings=settings)
 
     wanted = list(ABLATIONS) if "all" in options.ablations else options.ablations

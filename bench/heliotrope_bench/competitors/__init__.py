@@ -68,8 +68,9 @@ def competitors(features: NDArray[np.float32] | None) -> dict[str, Competitor]:
             drawn_settings(
                 0,
                 factors=(32, 64, 128),
-                learning_rate=(0.01, 0.03, 0.1),
+                learning_rate=(0.003, 0.01, 0.03),
                 regularization=(0.001, 0.01, 0.1),
+                iterations=(10, 30, 100),
                 positives_only=BOTH,
             ),
         ),

@@ -25,7 +25,15 @@ def als(holdout: Holdout, *, factors: int, regularization: float, alpha: float, 
     yield from _products(users, model.item_factors)
 
 
-def bpr(holdout: Holdout, *, factors: int, learning_rate: float, regularization: float, positives_only: bool) -> Scores:
+def bpr(
+    holdout: Holdout,
+    *,
+    factors: int,
+    learning_rate: float,
+    regularization: float,
+    iterations: int,
+    positives_only: bool,
+) -> Scores:
     """Bayesian personalised ranking (Rendle et al., 2009); a user who was not trained on gets the mean user."""
     from implicit.cpu.bpr import BayesianPersonalizedRanking
 
@@ -34,7 +42,7 @@ def bpr(holdout: Holdout, *, factors: int, learning_rate: float, regularization:
         factors=factors,
         learning_rate=learning_rate,
         regularization=regularization,
-        iterations=100,
+        iterations=iterations,
         random_state=0,
         # More threads write over each other, and no run is like another.
         num_threads=1,

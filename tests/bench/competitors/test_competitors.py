@@ -2,21 +2,24 @@
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import heliotrope_bench.competitors.sasrec as sasrec_module
 from heliotrope_bench.competitors import competitors, evaluate, tune
 from heliotrope_bench.competitors.average_text import average_text
-from heliotrope_bench.competitors.competitor import TRIALS, best_of, ranks
+from heliotrope_bench.competitors.competitor import TRIALS, Competitor, best_of, ranks
 from heliotrope_bench.competitors.counts import chance, decayed_popularity, popularity
 from heliotrope_bench.competitors.ease import ease
 from heliotrope_bench.competitors.factors import als, bpr
 from heliotrope_bench.competitors.item_knn import item_knn
 from heliotrope_bench.holdout import Holdout, hold_out
 from heliotrope_bench.protocol import PROTOCOLS, Protocol
+from heliotrope_bench.quality import measure_competitor
 from heliotrope_bench.ranking import metrics
 from tests.bench.toy_ratings import toy_dataset
 
@@ -81,7 +84,7 @@ def test_als_finds_the_two_tastes(holdout: Holdout) -> None:
 
 def test_bpr_finds_the_two_tastes(holdout: Holdout) -> None:
     data = holdout.dataset
-    scores = bpr(holdout, factors=8, learning_rate=0.1, regularization=0.01, positives_only=False)
+    scores = bpr(holdout, factors=8, learning_rate=0.1, regularization=0.01, iterations=100, positives_only=False)
     for target, row in zip(holdout.targets.tolist(), scores, strict=True):
         own = data.user[target] % 2
         assert row[own::2].mean() > row[1 - own :: 2].mean()
@@ -163,3 +166,21 @@ def test_tuning_never_sees_the_test_part(name: str, protocol: Protocol, monkeypa
     short = replace(competitor, settings=competitor.settings[:2])
     chosen = [tune(short, protocol.validation(one, count=30)) for one in (holdout, changed)]
     assert chosen[0] == chosen[1]
+
+
+def test_the_test_part_is_opened_once(holdout: Holdout) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def scorer(one: Holdout, *, wish: float) -> Iterator[NDArray[np.float64]]:
+        asked.append((one.fingerprint, wish))
+        for target in one.targets:
+            row = np.zeros(40)
+            row[one.dataset.item[target]] = wish
+            yield row
+
+    validation = LAST_POSITIVE.validation(holdout, count=20)
+    grid = tuple({"wish": wish} for wish in (-1.0, 1.0, 0.0))
+    outcomes = measure_competitor(Competitor("oracle", scorer, grid), {"": holdout}, validation)
+    assert [wish for fingerprint, wish in asked if fingerprint == holdout.fingerprint] == [1.0]
+    assert [wish for fingerprint, wish in asked if fingerprint == validation.fingerprint] == [-1.0, 1.0, 0.0]
+    assert {rank.above for rank in outcomes[""][0].ranks} == {0} and outcomes[""][0].trials == 3

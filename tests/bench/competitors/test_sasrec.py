@@ -28,6 +28,14 @@ def test_it_learns_what_comes_next() -> None:
     assert np.mean(np.array(best) == holdout.dataset.item[holdout.targets]) > 0.9
 
 
+def test_a_drawn_part_stands_for_a_large_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEGATIVES", 20)
+    holdout = hold_out(circles(users=120, items=48))
+    scores = sasrec(holdout, blocks=1, dropout=0.1, positives_only=True, epochs=40)
+    best = [int(row.argmax()) for row in scores]
+    assert np.mean(np.array(best) == holdout.dataset.item[holdout.targets]) > 0.9
+
+
 def test_equal_settings_train_alike() -> None:
     holdout = hold_out(toy_dataset(users=20, items=30, events=200))
     runs = [np.array(list(sasrec(holdout, blocks=2, dropout=0.5, positives_only=False, epochs=2))) for _ in range(2)]
