@@ -1,21 +1,18 @@
 """The rebuild job: catalogue, events and model in, one published snapshot out.
 
-Stages: read -> embed (cached) -> tune or take the defaults (on held-out events) -> learn -> index ->
-publish. Every stage before the publishing leaves nothing in the store but scratch that the next build
+Stages: read -> embed (cached) -> take the trained weights, or learn item vectors with plain ones -> index -> publish.
+Every stage before the publishing leaves nothing in the store but scratch that the next build
 removes, and the embedding cache, which makes a repeated build short.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
-from heliotrope_indexer.catalog_item import CatalogItem
-from heliotrope_indexer.catalogue import read_catalogue
-from heliotrope_indexer.embedding_cache import EmbeddingCache, Encoder
-from heliotrope_indexer.errors import SettingsError, SnapshotError, StoreBusyError
-from heliotrope_indexer.events import EventTable, read_events
-from heliotrope_indexer.features import feature_mean, features
-from heliotrope_indexer.item_vectors import ItemVectors, learn_item_vectors, population_mean
-from heliotrope_indexer.manifest import DataSummary, Manifest, file_sha256
-from heliotrope_indexer.parameters import EVENT_TYPES
+from heliotrope_indexer.embedding_cache import Encoder
+from heliotrope_indexer.errors import SnapshotError, StoreBusyError, WeightsError
+from heliotrope_indexer.events import EventTable
+from heliotrope_indexer.features import features
+from heliotrope_indexer.item_vectors import ItemVectors, item_counts, learn_item_vectors, population_mean
+from heliotrope_indexer.job_input import JobInput, JobSources, read_input
+from heliotrope_indexer.manifest import DataSummary, Manifest
+from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.progress import Steps
-from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.replay import Replay, hold_out
 from heliotrope_indexer.snapshot import SnapshotStore, write_snapshot
-from heliotrope_indexer.source import Source
-from heliotrope_indexer.tuning import HORIZONS, STAGES, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
+from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
+from heliotrope_indexer.weights import Weights, read_weights
 
-BUILD_REVISION = 2
+BUILD_REVISION = 4
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
@@ -51,19 +46,33 @@ _POPULAR_EVENTS = 1_000
 class BuildRequest:
     """What to build from what; see the command line for the meaning of each field."""
 
-    catalogue: Source
-    events: tuple[Source, ...]
+    sources: JobSources
     store: SnapshotStore
     scratch: Path
     """A folder for files in the making, on the file system of a local store."""
-    cache: Path
+    weights: Path | None = None
+    """A weights folder; None: item vectors by ALS and text, and a plain scoring layer."""
     collaborative_dimension: int = 128
     text_dimension: int = 63
-    tune: bool = False
     exact_index: bool = False
-    positive_rating: float | None = None
     seed: int = 0
     threads: int = 2
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is served, for n items and d dimensions."""
+
+    vectors: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    projection: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    scoring_matrices: NDArray[np.float32]
+    parameters: Parameters
+    counts: NDArray[np.float64]
+    """(n,) events of each item, negative types left out."""
+    validation: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ class BuildResult:
 
 def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
     """Runs the job. Raises an IndexerError; rows that cannot be used are rejected, never raised."""
-    input_hash = hash_of_input(request, encoder)
+    weights = None if request.weights is None else _fitting_weights(request.weights, encoder)
+    input_hash = hash_of_input(request, encoder, weights)
     current = _reusable(request.store, input_hash)
     if current is not None:
         return BuildResult(current.version, current, True, 0, None)
@@ -89,78 +99,55 @@ def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
         shutil.rmtree(request.scratch, ignore_errors=True)
         request.scratch.mkdir(parents=True)
         try:
-            return _build(request, encoder, steps, input_hash)
+            return _build(request, encoder, steps, input_hash, weights)
         finally:
             shutil.rmtree(request.scratch, ignore_errors=True)
 
 
-def hash_of_input(request: BuildRequest, encoder: Encoder) -> str:
+def hash_of_input(request: BuildRequest, encoder: Encoder, weights: Weights | None = None) -> str:
     """SHA-256 of everything that decides the content of the snapshot."""
-    sources = [request.catalogue, *request.events]
-    for source in sources:
-        if not source.path.is_file():
-            raise SettingsError(f"there is no file {source.path}")
-    content = {
-        "revision": [BUILD_REVISION, recipe_summary(Recipe()), STAGES],
-        "model": [encoder.model_version, encoder.variant],
-        "sources": [[file_sha256(s.path), s.path.suffixes, dict(s.columns), s.delimiter] for s in sources],
-        "settings": [
-            request.collaborative_dimension,
-            request.text_dimension,
-            request.tune,
-            request.exact_index,
-            request.positive_rating,
-            request.seed,
-        ],
+    settings = {
+        "revision": [BUILD_REVISION, recipe_summary(Recipe())],
+        "weights": weights.version if weights else None,
+        "dimensions": [request.collaborative_dimension, request.text_dimension],
+        "exact_index": request.exact_index,
+        "seed": request.seed,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return request.sources.hash_with(encoder, settings)
 
 
-def _build(request: BuildRequest, encoder: Encoder, steps: Steps, input_hash: str) -> BuildResult:
+def _build(
+    request: BuildRequest, encoder: Encoder, steps: Steps, input_hash: str, weights: Weights | None
+) -> BuildResult:
     rejected = request.scratch / "rejects.jsonl"
-    with RejectLog(rejected) as rejects:
-        with steps.step("read the catalogue"):
-            items = read_catalogue(request.catalogue, rejects)
-        with steps.step("read the events"):
-            rows = {item.item_id: row for row, item in enumerate(items)}
-            events = read_events(request.events, rows, rejects)
-        counts = rejects.counts
-    pooled, newly, truncated = _embed(request, items, encoder, steps)
-    mean = feature_mean(pooled)
-    text = features(pooled, mean)
-    tuned = _validate(request, text, events, steps) if len(events) else None
-    recipe = tuned.recipe if tuned else Recipe()
-    with steps.step("learn item vectors"):
-        learned = _learn(request, text, events, recipe.norm_power)
-        plan = tuned.scoring if tuned else _untuned_scoring(learned, _highest_rating(events))
-        learned = learned.scaled(1.0, plan.text_factor)
-        bias = (plan.bias_factor * np.log1p(learned.counts)).astype(np.float32)
-        prior = np.float32(recipe.prior_weight) * population_mean(learned.vectors, learned.counts)
-    index = _index(request, learned, bias, prior, plan, steps)
+    job = read_input(request.sources, rejected, encoder, steps)
+    plan = _trained_plan(job, weights) if weights else _plain_plan(request, job, steps)
+    index = _index(request, plan, steps)
     parameters = plan.parameters.model_copy(update={"search": index.search if index else None})
     quality: dict[str, Any] = (
         index.summary() if index else {"index": "exact", "recall_at_10": 1.0, "recall_at_100": 1.0}
     )
-    quality["truncated_texts"] = truncated
-    if tuned:
-        quality["validation"] = _validation_summary(tuned, request.tune)
+    quality["truncated_texts"] = job.truncated
+    if plan.validation:
+        quality["validation"] = plan.validation
     with steps.step("publish"):
         data = DataSummary(
-            catalogue_rows=request.catalogue.rows_read,
-            event_rows=sum(source.rows_read for source in request.events),
-            events_until_time=_iso(float(events.time[-1])) if len(events) else None,
-            rejects=counts,
+            catalogue_rows=request.sources.catalogue.rows_read,
+            event_rows=sum(source.rows_read for source in request.sources.events),
+            events_until_time=job.events_until_time,
+            rejects=job.rejects,
             input_hash=input_hash,
+            weights=weights.version if weights else None,
         )
         folder = request.scratch / "snapshot"
         manifest = write_snapshot(
             folder,
-            items=items,
-            vectors=learned.vectors,
-            bias=bias,
-            projection=learned.projection,
-            feature_mean=mean,
-            prior=prior,
+            items=job.items,
+            vectors=plan.vectors,
+            bias=plan.bias,
+            projection=plan.projection,
+            feature_mean=plan.feature_mean,
+            prior=plan.prior,
             scoring_matrices=plan.scoring_matrices,
             parameters=parameters,
             index=index.index if index else None,
@@ -169,9 +156,59 @@ def _build(request: BuildRequest, encoder: Encoder, steps: Steps, input_hash: st
             model_version=encoder.model_version,
             model_variant=encoder.variant,
         )
-        where = request.store.keep_rejects(manifest.version, rejected) if counts else None
+        where = request.store.keep_rejects(manifest.version, rejected) if job.rejects else None
         version = request.store.publish(folder)
-    return BuildResult(version, manifest, False, newly, where)
+    return BuildResult(version, manifest, False, job.newly_embedded, where)
+
+
+def _fitting_weights(folder: Path, encoder: Encoder) -> Weights:
+    """Raises WeightsError for weights that were trained with another model."""
+    weights = read_weights(folder)
+    trained = (weights.manifest.model_version, weights.manifest.model_variant)
+    if trained != (encoder.model_version, encoder.variant):
+        raise WeightsError(
+            f"{folder} was trained with model {' '.join(trained)}, this is {encoder.model_version} {encoder.variant}; "
+            "train again with this model"
+        )
+    return weights
+
+
+def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
+    """The trained weights, laid over the present catalogue."""
+    text = features(job.pooled, weights.feature_mean)
+    vectors, bias = weights.item_vectors([item.item_id for item in job.items], text)
+    return _Plan(
+        vectors=vectors,
+        bias=bias,
+        projection=weights.projection,
+        feature_mean=weights.feature_mean,
+        prior=weights.prior,
+        scoring_matrices=weights.scoring_matrices,
+        parameters=weights.manifest.parameters,
+        counts=item_counts(job.events, len(job.items)),
+        validation=weights.manifest.training.get("validation"),
+    )
+
+
+def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps) -> _Plan:
+    """Item vectors by ALS and text with plain weights, measured and calibrated on held-out events if there are any."""
+    recipe = Recipe()
+    measured = _measure(request, job, steps) if len(job.events) else None
+    with steps.step("learn item vectors"):
+        learned = _learn(request, job.features, job.events, recipe.norm_power)
+        chosen = measured.scoring if measured else _unmeasured_scoring(learned, job.highest_rating)
+        learned = learned.scaled(1.0, chosen.text_factor)
+    return _Plan(
+        vectors=learned.vectors,
+        bias=(chosen.bias_factor * np.log1p(learned.counts)).astype(np.float32),
+        projection=learned.projection,
+        feature_mean=job.feature_mean,
+        prior=np.float32(recipe.prior_weight) * population_mean(learned.vectors, learned.counts),
+        scoring_matrices=chosen.scoring_matrices,
+        parameters=chosen.parameters,
+        counts=learned.counts,
+        validation=_validation_summary(measured) if measured else None,
+    )
 
 
 @contextmanager
@@ -198,13 +235,6 @@ def _reusable(store: SnapshotStore, input_hash: str) -> Manifest | None:
     return manifest
 
 
-def _embed(
-    request: BuildRequest, items: list[CatalogItem], encoder: Encoder, steps: Steps
-) -> tuple[NDArray[np.float32], int, int]:
-    with EmbeddingCache(request.cache) as cache, steps.step("embed texts", len(items)) as advance:
-        return cache.embed([item.text for item in items], encoder, progress=advance)
-
-
 def _learn(request: BuildRequest, text: NDArray[np.float32], events: EventTable, norm_power: float) -> ItemVectors:
     has_events = len(events) > 0
     whole = request.collaborative_dimension + request.text_dimension
@@ -220,33 +250,29 @@ def _learn(request: BuildRequest, text: NDArray[np.float32], events: EventTable,
     )
 
 
-def _validate(request: BuildRequest, text: NDArray[np.float32], events: EventTable, steps: Steps) -> Tuned | None:
-    """Tunes on, or at least measures and calibrates with, each user's last positive event; None without
-    any.
-    """
-    highest = _highest_rating(events)
-    positive = request.positive_rating if request.positive_rating is not None else 0.8 * highest
-    remaining, targets = hold_out(events, positive)
+def _measure(request: BuildRequest, job: JobInput, steps: Steps) -> Tuned | None:
+    """Measures and calibrates the defaults on each user's last positive event; None without any."""
+    stars = request.sources.positive_rating
+    remaining, targets = hold_out(job.events, stars if stars is not None else 0.8 * job.highest_rating)
     if not len(targets):
         return None
-    users = max(_REPLAY_CELLS // len(text), 50)
+    n = len(job.items)
+    users = max(_REPLAY_CELLS // n, 50)
     if len(targets) > users:
         drawn = np.random.default_rng(request.seed).permutation(len(targets))[:users]
         targets = targets.select(np.sort(drawn))
-    replay = Replay(remaining, targets, len(text))
-    tuner = Tuner(replay, _learner(request, text, remaining), highest_rating=highest)
-    if not request.tune:
-        with steps.step("measure on held-out events"):
-            return tuner.finish(Recipe())
-    with steps.step("tune on held-out events", sum(len(values) for _, values in STAGES)) as advance:
-        return tuner.search(Recipe(), progress=advance)
+    tuner = Tuner(
+        Replay(remaining, targets, n), _learner(request, job.features, remaining), highest_rating=job.highest_rating
+    )
+    with steps.step("measure on held-out events"):
+        return tuner.finish(Recipe())
 
 
 def _learner(request: BuildRequest, text: NDArray[np.float32], events: EventTable) -> Callable[[float], ItemVectors]:
     return lambda norm_power: _learn(request, text, events, norm_power)
 
 
-def _untuned_scoring(learned: ItemVectors, highest_rating: float) -> Scoring:
+def _unmeasured_scoring(learned: ItemVectors, highest_rating: float) -> Scoring:
     """The scoring layer where there is nothing to measure on: plain weights, and live popularity in proportion.
 
     An item with 1,000 recent events gains what lies between the first and the 1,000th item of a user of scattered
@@ -277,39 +303,20 @@ def _untuned_scoring(learned: ItemVectors, highest_rating: float) -> Scoring:
     return scored(gap / math.log1p(_POPULAR_EVENTS))
 
 
-def _highest_rating(events: EventTable) -> float:
-    ratings = events.value[events.kind == EVENT_TYPES.index("rating")]
-    return float(ratings.max()) if len(ratings) and ratings.max() > 0 else 5.0
-
-
-def _index(
-    request: BuildRequest,
-    learned: ItemVectors,
-    bias: NDArray[np.float32],
-    prior: NDArray[np.float32],
-    plan: Scoring,
-    steps: Steps,
-) -> MeasuredIndex | None:
-    if request.exact_index or len(learned.vectors) <= EXACT_UP_TO:
+def _index(request: BuildRequest, plan: _Plan, steps: Steps) -> MeasuredIndex | None:
+    if request.exact_index or len(plan.vectors) <= EXACT_UP_TO:
         return None
     queries = served_queries(
-        learned.vectors, plan.scoring_matrices, prior, plan.parameters.kappas, weights=learned.counts
+        plan.vectors, plan.scoring_matrices, plan.prior, plan.parameters.kappas, weights=plan.counts
     )
     with steps.step("build and measure the index", 9) as advance:
-        return build_index(learned.vectors, bias, queries, threads=request.threads, progress=advance)
+        return build_index(plan.vectors, plan.bias, queries, threads=request.threads, progress=advance)
 
 
-def _validation_summary(tuned: Tuned, searched: bool) -> dict[str, Any]:
+def _validation_summary(tuned: Tuned) -> dict[str, Any]:
     return {
         "users": tuned.quality.users,
         "hr@10": round(tuned.quality.hit_rate_at_10, 4),
         "ndcg@10": round(tuned.quality.ndcg_at_10, 4),
-        "tuned": searched,
-        "trials": tuned.trials,
         "log_loss": round(tuned.calibration.log_loss, 4),
-        "recipe": recipe_summary(tuned.recipe),
     }
-
-
-def _iso(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")

@@ -6,6 +6,7 @@ IndexerError
 |   `-- ColumnError          a needed column is missing from the file, or mapped to a column it does not have
 |-- EmptyCatalogueError      no usable item is left after reading
 |-- EmbeddingCacheError      the embedding cache cannot be opened or holds something unreadable
+|-- WeightsError             a weights folder is missing, damaged or does not fit; or training gave nothing usable
 |-- IndexQualityError        no index setting reached the promised recall
 `-- SnapshotError
     |-- SnapshotNotFoundError   no such store, version or CURRENT pointer
@@ -40,6 +41,10 @@ class EmptyCatalogueError(IndexerError):
 
 class EmbeddingCacheError(IndexerError):
     """The embedding cache cannot be used."""
+
+
+class WeightsError(IndexerError):
+    """Learned weights are missing, damaged, made with another model, or could not be learned."""
 
 
 class IndexQualityError(IndexerError):

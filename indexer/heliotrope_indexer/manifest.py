@@ -49,6 +49,8 @@ class DataSummary(BaseModel):
     rejects: dict[str, int] = Field(default_factory=dict)
     """Rows that could not be used, counted by reason."""
     input_hash: str | None = None
+    weights: str | None = None
+    """Version of the trained weights; None where there were none."""
 
 
 class Manifest(BaseModel):

@@ -10,7 +10,7 @@ NDCG@10.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -51,28 +51,6 @@ class Recipe:
     """The population prior as a fraction of the mean item vector of all events."""
 
 
-# Long taste and static bias never go to zero, even where a data set of bursts would have it: users who come
-# back after a day, and users without any event, are ranked by nothing else.
-STAGES: tuple[tuple[str, tuple[float, ...]], ...] = (
-    ("popularity_half_life_s", (1 * DAY_S, 3 * DAY_S, 7 * DAY_S, 30 * DAY_S, 365 * DAY_S)),
-    ("popularity_weight", (0.0, 0.1, 0.3, 1.0, 3.0)),
-    ("session_half_life_s", (60.0, 600.0, 3_600.0, DAY_S)),
-    ("session_weight", (0.0, 0.3, 1.0, 2.0)),
-    ("long_half_life_s", (DAY_S, 30 * DAY_S, 365 * DAY_S)),
-    ("long_weight", (0.1, 0.3, 0.6, 1.0)),
-    ("norm_power", (0.0, 0.5, 1.0)),
-    ("rating_center", (0.0, 0.4, 0.6)),
-    ("session_text_weight", (0.0, 0.2, 0.4, 0.6)),
-    ("long_text_weight", (0.0, 0.2, 0.4)),
-    ("bias_weight", (0.02, 0.05, 0.1, 0.2)),
-    ("prior_weight", (0.1, 0.5, 1.0)),
-    ("session_kappa", (0.3, 1.0, 3.0)),
-    ("long_kappa", (1.0, 10.0)),
-    ("popularity_half_life_s", (0.5 * DAY_S, 1 * DAY_S, 3 * DAY_S, 7 * DAY_S, 30 * DAY_S, 365 * DAY_S)),
-    ("popularity_weight", (0.0, 0.05, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0)),
-)
-
-
 @dataclass(frozen=True)
 class Scoring:
     """What a recipe becomes: everything of the snapshot but the item vectors' values."""
@@ -109,21 +87,6 @@ class Tuner:
         self._highest_rating = highest_rating
         self._vectors: dict[float, ItemVectors] = {}
         self._parts: dict[tuple[Any, ...], tuple[Matrix, float]] = {}
-
-    def search(self, start: Recipe, *, progress: Callable[[int], None] | None = None) -> Tuned:
-        """The best recipe that coordinate descent finds from `start`; deterministic."""
-        best, quality, trials = start, self.quality(start), 1
-        for name, values in STAGES:
-            for value in values:
-                if getattr(best, name) != value:
-                    candidate = replace(best, **{name: value})
-                    found = self.quality(candidate)
-                    trials += 1
-                    if (found.ndcg_at_10, found.hit_rate_at_10) > (quality.ndcg_at_10, quality.hit_rate_at_10):
-                        best, quality = candidate, found
-                if progress:
-                    progress(1)
-        return self.finish(best, trials=trials)
 
     def finish(self, recipe: Recipe, *, trials: int = 1) -> Tuned:
         """Calibrates a recipe and turns it into parameters."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from heliotrope_indexer.build import BuildRequest
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.events import EventTable
+from heliotrope_indexer.job_input import JobSources
 from heliotrope_indexer.parameters import EVENT_TYPES, Parameters
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
@@ -114,12 +115,17 @@ def shop(tmp_path: Path) -> Callable[..., BuildRequest]:
     log.write_text("user_id,item_id,type,value,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
     def request(**changes: object) -> BuildRequest:
-        settings: dict[str, object] = {
+        # What names a source goes there, the rest into the request itself.
+        where: dict[str, object] = {
             "catalogue": Source(catalogue),
             "events": (Source(log),),
+            "cache": tmp_path / "store" / "embeddings",
+        }
+        where |= {name: changes.pop(name) for name in (*where, "positive_rating") if name in changes}
+        settings: dict[str, object] = {
+            "sources": JobSources(**where),  # type: ignore[arg-type]
             "store": SnapshotStore(tmp_path / "store"),
             "scratch": tmp_path / "store" / ".building",
-            "cache": tmp_path / "store" / "embeddings",
             "collaborative_dimension": 8,
             "text_dimension": 4,
             "threads": 1,

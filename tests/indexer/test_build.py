@@ -44,31 +44,30 @@ def test_nothing_changed_means_nothing_done(shop: Shop, encoder: WordEncoder, st
     encoder.encoded.clear()
     again = build(shop(), encoder, steps)
     assert (again.version, again.reused, encoder.encoded) == (first.version, True, [])
-    tuned = build(shop(tune=True), encoder, steps)
-    assert not tuned.reused
-    assert tuned.manifest.quality["validation"]["tuned"]
+    other = build(shop(seed=1), encoder, steps)
+    assert not other.reused
     assert encoder.encoded == []
-    assert set(shop().store.versions()) == {first.version, tuned.version}
+    assert set(shop().store.versions()) == {first.version, other.version}
 
 
 def test_a_damaged_current_is_built_again(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
     first = build(shop(), encoder, steps)
     (Path(shop().store.path) / first.version / "bias.npy").write_bytes(b"x")
-    again = build(shop(seed=0, tune=False), encoder, steps)
+    again = build(shop(seed=0), encoder, steps)
     assert not again.reused
 
 
 def test_only_changed_texts_are_embedded(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
     build(shop(), encoder, steps)
     encoder.encoded.clear()
-    path = shop().catalogue.path
+    path = shop().sources.catalogue.path
     path.write_text(path.read_text().replace("thing 3 of", "renamed 3 of"))
     assert build(shop(), encoder, steps).newly_embedded == 1
     assert encoder.encoded == ["renamed 3 of kind 3. kind3"]
 
 
 def test_rejects_are_filed_beside_the_snapshot(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
-    with shop().catalogue.path.open("a") as file:
+    with shop().sources.catalogue.path.open("a") as file:
         file.write("i0,again,\nx\n")
     result = build(shop(), encoder, steps)
     assert result.manifest.data.rejects == {"duplicate_item": 1, "wrong_column_count": 1}
@@ -117,7 +116,7 @@ def test_a_build_into_a_url(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_
     import fsspec
 
     fsspec.filesystem("memory").store.clear()
-    with shop().catalogue.path.open("a") as file:
+    with shop().sources.catalogue.path.open("a") as file:
         file.write("x\n")
     store = SnapshotStore("memory://bucket/shop", cache=tmp_path / "fetched")
     result = build(shop(store=store), encoder, steps)
@@ -150,6 +149,8 @@ KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
 from heliotrope_indexer import build as job
+from heliotrope_indexer.embedding_cache import EmbeddingCache
+from heliotrope_indexer.job_input import JobSources
 from heliotrope_indexer.snapshot import SnapshotStore, store as store_module
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.source import Source
@@ -167,9 +168,9 @@ def after(function):
     return call
 
 if point == "embedding":
-    job.EmbeddingCache.embed = after(job.EmbeddingCache.embed)
+    EmbeddingCache.embed = after(EmbeddingCache.embed)
 elif point == "learning":
-    job._validate = die
+    job._measure = die
 elif point == "writing":
     job.write_snapshot = after(job.write_snapshot)
 elif point == "half written":
@@ -179,10 +180,12 @@ elif point == "before publishing":
     SnapshotStore._take_over = die
 elif point == "before CURRENT":
     SnapshotStore.activate = die
-request = job.BuildRequest(
+sources = JobSources(
     catalogue=Source(folder / "items.csv"), events=(Source(folder / "events.csv"),),
-    store=SnapshotStore(folder / "store"), scratch=folder / "store" / ".building",
-    cache=folder / "store" / "embeddings", collaborative_dimension=8, text_dimension=4, threads=1)
+    cache=folder / "store" / "embeddings")
+request = job.BuildRequest(
+    sources=sources, store=SnapshotStore(folder / "store"), scratch=folder / "store" / ".building",
+    collaborative_dimension=8, text_dimension=4, threads=1)
 job.build(request, WordEncoder(), Steps(quiet=True))
 """
 
@@ -194,7 +197,7 @@ def test_a_kill_leaves_the_previous_snapshot_and_its_work(
     point: str, shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path
 ) -> None:
     before = build(shop(), encoder, steps).version
-    path = shop().catalogue.path
+    path = shop().sources.catalogue.path
     path.write_text(path.read_text() + "i30,a new thing,\n")
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_BUILD, str(tmp_path), point],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope_indexer import command
+from heliotrope_indexer import command, input_settings
 from heliotrope_indexer.build import BuildRequest
 from heliotrope_indexer.snapshot import SnapshotStore
 from tests.indexer.conftest import WordEncoder
@@ -17,7 +17,7 @@ from tests.indexer.conftest import WordEncoder
 def words(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
     """Stands in for a model of a hundred megabytes; the real reader is tested beside its writer."""
     encoder = WordEncoder()
-    monkeypatch.setattr(command.TextEncoder, "open", lambda *_arguments, **_options: encoder)
+    monkeypatch.setattr(input_settings.TextEncoder, "open", lambda *_arguments, **_options: encoder)
     return encoder
 
 
@@ -25,7 +25,7 @@ def arguments(shop: Callable[..., BuildRequest], out: Path) -> list[str]:
     request = shop()
     return [
         *("--model", "m", "--out", str(out), "--quiet", "--threads", "1", "--dimension", "12"),
-        *("--catalogue", str(request.catalogue.path), "--events", str(request.events[0].path)),
+        *("--catalogue", str(request.sources.catalogue.path), "--events", str(request.sources.events[0].path)),
     ]
 
 
@@ -54,7 +54,7 @@ def test_several_event_files(
 def test_rejects_are_shown(
     shop: Callable[..., BuildRequest], words: WordEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with shop().catalogue.path.open("a") as file:
+    with shop().sources.catalogue.path.open("a") as file:
         file.write(",nameless,\n")
     assert command.main(arguments(shop, tmp_path / "out")) == 0
     assert "no_id" in capsys.readouterr().out

@@ -49,15 +49,6 @@ def test_the_published_parameters_score_as_tuned() -> None:
     assert replay.quality(scores) == tuned.quality
 
 
-def test_the_search_never_ends_below_its_start_and_repeats_itself() -> None:
-    _, tuner = some_tuner()
-    start = tuner.quality(Recipe())
-    tuned = tuner.search(Recipe())
-    assert tuned.quality.ndcg_at_10 >= start.ndcg_at_10
-    assert tuned.trials > 20
-    assert some_tuner()[1].search(Recipe()).recipe == tuned.recipe
-
-
 def test_calibration_finds_the_truth_and_keeps_the_order() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(4_000, 50)).astype(np.float32)
