@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from heliotrope_bench.dataset import Dataset
-from heliotrope_bench.errors import BenchError
 from heliotrope_bench.holdout import Holdout
 from heliotrope_bench.job import run_job
 
@@ -17,11 +16,14 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no-bias": {"bias": False},
     "no-residual": {"residual": False},
     "no-decay": {"decay": False},
-    "one-horizon": {"long_horizon": False},
-    "no-negatives": {"negatives": False},
+    "one-horizon": {"half_lives_s": [300.0]},
+    "no-negatives": {"negative_feedback": False},
     "no-prior": {"prior": False},
 }
-"""What can be left out of our model: name -> settings laid over those that were tuned."""
+"""What can be left out of our model: name -> settings of `heliotrope train`, laid over those that were tuned."""
+
+TRIALS = 12
+"""Settings that are tried."""
 
 
 def export_model(work: Path) -> Path:
@@ -38,31 +40,36 @@ def embedding_cache(work: Path) -> Path:
 
 
 def build_snapshot(
-    holdout: Holdout, folder: Path, model: Path, work: Path, *, ablation: Mapping[str, Any] | None = None
+    holdout: Holdout,
+    folder: Path,
+    model: Path,
+    work: Path,
+    *,
+    ablation: Mapping[str, Any] | None = None,
+    trials: int = TRIALS,
 ) -> Path:
-    """Builds a store of snapshots in `folder` from the train events, everything tuned on them alone.
+    """Builds a store of snapshots in `folder` from the train events, everything tuned and trained on them alone.
 
-    `ablation` are settings laid over the tuned ones. Raises JobFailedError, and BenchError for an ablation: `heliotrope
-    build --tune` takes no settings.
+    `ablation` are settings laid over the tuned ones. The tuned settings are kept in `work` for the next ablation of the
+    same split. Raises JobFailedError.
     """
-    if ablation:
-        raise BenchError(f"`heliotrope build --tune` can leave out nothing, so not: {', '.join(ablation)}")
     write_catalogue(holdout.dataset, folder / "catalogue.csv")
     write_train_events(holdout, folder / "events.csv")
-    snapshots = folder / "snapshots"
-    run_job(
-        [
-            "build",
-            *("--catalogue", str(folder / "catalogue.csv")),
-            *("--events", str(folder / "events.csv")),
-            *("--model", str(model)),
-            *("--out", str(snapshots)),
-            *("--cache", str(embedding_cache(work))),
-            *("--positive-rating", str(min(holdout.dataset.positive_from, 10.0))),
-            "--tune",
-        ]
-    )
-    return snapshots
+    sources = [
+        *("--catalogue", str(folder / "catalogue.csv")),
+        *("--events", str(folder / "events.csv")),
+        *("--model", str(model)),
+        *("--cache", str(embedding_cache(work))),
+        *("--positive-rating", str(min(holdout.dataset.positive_from, 10.0))),
+    ]
+    tuned = work / "settings" / f"{holdout.dataset.name}-{holdout.fingerprint}-{trials}.json"
+    if not tuned.is_file():
+        run_job(["tune", *sources, "--trials", str(trials), "--out", str(tuned)])
+    settings = folder / "settings.json"
+    settings.write_text(json.dumps(json.loads(tuned.read_text(encoding="utf-8")) | dict(ablation or {})))
+    run_job(["train", *sources, "--settings", str(settings), "--out", str(folder / "weights")])
+    run_job(["build", *sources, "--weights", str(folder / "weights"), "--out", str(folder / "snapshots")])
+    return folder / "snapshots"
 
 
 def parameters_of(snapshots: Path) -> dict[str, Any]:

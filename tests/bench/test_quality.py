@@ -27,7 +27,7 @@ def holdout() -> Holdout:
 @pytest.fixture(scope="module")
 def snapshots(holdout: Holdout, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quality")
-    return build_snapshot(holdout, folder, model_folder, folder / "work")
+    return build_snapshot(holdout, folder, model_folder, folder / "work", trials=2)
 
 
 def test_the_system_is_replayed(holdout: Holdout, snapshots: Path, model_folder: Path) -> None:
