@@ -22,8 +22,8 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """What can be left out of our model: name -> settings of `heliotrope train`, laid over those that were tuned."""
 
-TRIALS = 12
-"""Settings that are tried."""
+TRIALS = 8
+"""Settings that are tried: as many as of each competitor."""
 
 
 def export_model(work: Path) -> Path:

@@ -2,7 +2,8 @@
 
 Optuna proposes settings (tree-structured Parzen estimator) and stops a trial that, at the same epoch, is behind most
 of those before it (Li et al., 2018: asynchronous successive halving). The live popularity's half-life, which matters
-most where taste follows the news, starts where live popularity alone ranks best.
+most where taste follows the news, starts where live popularity alone ranks best, but no longer than by default: what
+is liked for years is in the biases.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ SEARCHED = (
     "rating_center",
     "residual_dropout",
     "dimension",
-    "next_k",
     "l2",
     "learning_rate",
 )
@@ -59,7 +59,8 @@ def search(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Searched:
     """The best of `trials` settings, the first of which is `start` but for the half-life of live popularity."""
-    start = start.model_copy(update={"popularity_half_life_s": best_popularity_half_life_s(validation)})
+    half_life_s = min(best_popularity_half_life_s(validation), start.popularity_half_life_s)
+    start = start.model_copy(update={"popularity_half_life_s": half_life_s})
     found: list[tuple[TrainingSettings, Quality, int]] = []
     text = np.ascontiguousarray(job.features @ text_axes(job.features, start.text_axes).T)
 
@@ -113,15 +114,14 @@ def best_popularity_half_life_s(validation: Validation) -> float:
 
 def _proposed(trial: optuna.Trial, start: TrainingSettings) -> TrainingSettings:
     """Settings around those to start from, which are always among the choices."""
-    near = POPULARITY_HALF_LIVES_S.index(start.popularity_half_life_s)
+    near = int(np.searchsorted(POPULARITY_HALF_LIVES_S, start.popularity_half_life_s))
     rate, l2 = start.learning_rate, max(start.l2, 1e-4)
     choices: dict[str, tuple[float | int, ...]] = {
         "popularity_half_life_s": POPULARITY_HALF_LIVES_S[max(near - 2, 0) : near + 3],
         "other_weight": (0.1, 0.3, 1.0),
         "rating_center": (0.0, 0.5),
         "residual_dropout": (0.1, 0.3),
-        "dimension": (32, 64, 96),
-        "next_k": (1, 4),
+        "dimension": (32, 64),
     }
     found: dict[str, float | int] = {}
     for name, usual in choices.items():

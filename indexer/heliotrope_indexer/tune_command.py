@@ -45,7 +45,7 @@ class TuneSettings(InputSettings):
 
     out: Annotated[Path, Field(description="settings file to write, JSON")]
     start: Annotated[Path | None, Field(description="settings file to start from; default the defaults")] = None
-    trials: Annotated[int, Field(ge=1, le=10_000, description="settings to try")] = 12
+    trials: Annotated[int, Field(ge=1, le=10_000, description="settings to try")] = 8
     seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
     device: Annotated[str, Field(description="cpu, cuda, or auto: a GPU where torch finds one")] = "auto"
 
