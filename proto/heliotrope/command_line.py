@@ -16,10 +16,12 @@ GROUP = "heliotrope.commands"
 EXTRAS = {
     "heliotrope_export": "export",
     "heliotrope_indexer": "server",
+    "heliotrope_indexer.train_command": "train",
+    "heliotrope_indexer.tune_command": "train",
     "heliotrope_server": "server",
     "heliotrope_bench": "bench",
 }
-"""The pip extra that brings what a package imports."""
+"""The pip extra that brings what a package, or one module of it, imports."""
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -75,7 +77,7 @@ def summary(entry: EntryPoint) -> str:
 
 def missing_extra(name: str, entry: EntryPoint, error: ModuleNotFoundError) -> str:
     """Says which pip extra brings the module that a job could not import."""
-    extra = EXTRAS.get(entry.module.partition(".")[0])
+    extra = EXTRAS.get(entry.module, EXTRAS.get(entry.module.partition(".")[0]))
     install = f"pip install 'heliotrope[{extra}]'" if extra else "install the package that provides it"
     return f"heliotrope {name}: the Python module {error.name!r} is not installed; {install}"
 
