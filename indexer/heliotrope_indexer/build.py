@@ -33,8 +33,9 @@ from heliotrope_indexer.replay import Replay, hold_out
 from heliotrope_indexer.snapshot import SnapshotStore, write_snapshot
 from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
 from heliotrope_indexer.weights import Weights, read_weights
+from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 4
+BUILD_REVISION = 5
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
@@ -123,11 +124,16 @@ def _build(
     job = read_input(request.sources, rejected, encoder, steps)
     plan = _trained_plan(job, weights) if weights else _plain_plan(request, job, steps)
     index = _index(request, plan, steps)
-    parameters = plan.parameters.model_copy(update={"search": index.search if index else None})
+    young = _young(request, job, plan, steps) if len(job.events) else None
+    parameters = plan.parameters.model_copy(
+        update={"search": index.search if index else None, "young": young.parameters if young else None}
+    )
     quality: dict[str, Any] = (
         index.summary() if index else {"index": "exact", "recall_at_10": 1.0, "recall_at_100": 1.0}
     )
     quality["truncated_texts"] = job.truncated
+    if young:
+        quality["young_items"] = young.gain
     if plan.validation:
         quality["validation"] = plan.validation
     with steps.step("publish"):
@@ -149,6 +155,8 @@ def _build(
             feature_mean=plan.feature_mean,
             prior=plan.prior,
             scoring_matrices=plan.scoring_matrices,
+            event_counts=plan.counts,
+            query_mean=young.query_mean if young else None,
             parameters=parameters,
             index=index.index if index else None,
             data=data,
@@ -311,6 +319,21 @@ def _index(request: BuildRequest, plan: _Plan, steps: Steps) -> MeasuredIndex | 
     )
     with steps.step("build and measure the index", 9) as advance:
         return build_index(plan.vectors, plan.bias, queries, threads=request.threads, progress=advance)
+
+
+def _young(request: BuildRequest, job: JobInput, plan: _Plan, steps: Steps) -> YoungFit | None:
+    text = features(job.pooled, plan.feature_mean)
+    with steps.step("fit young items"):
+        return fit_young_items(
+            plan.vectors,
+            text @ plan.projection.T,
+            plan.bias,
+            plan.prior,
+            plan.scoring_matrices,
+            plan.parameters,
+            job.events,
+            seed=request.seed,
+        )
 
 
 def _validation_summary(tuned: Tuned) -> dict[str, Any]:

@@ -23,6 +23,8 @@ ARRAY_FILES = (
     "prior.npy",
     "scoring_matrices.npy",
 )
+YOUNG_FILES = ("event_counts.npy", "query_mean.npy")
+"""Arrays of a snapshot whose parameters say how young items move."""
 ITEMS_FILE = "items.arrow"
 INDEX_FILE = "index.faiss"
 VERSION_PATTERN = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")
@@ -100,10 +102,11 @@ class Manifest(BaseModel):
                 f"{name} is invalid: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
             ) from error
         # Also keeps a manifest from object storage from naming a file outside of its folder.
-        unknown = manifest.files.keys() - {ITEMS_FILE, INDEX_FILE, *ARRAY_FILES}
+        unknown = manifest.files.keys() - {ITEMS_FILE, INDEX_FILE, *ARRAY_FILES, *YOUNG_FILES}
         if unknown:
             raise SnapshotFormatError(f"{name} lists the unknown file {sorted(unknown)[0]!r}")
-        missing = {ITEMS_FILE, *ARRAY_FILES} - manifest.files.keys()
+        needed = ARRAY_FILES if manifest.parameters.young is None else (*ARRAY_FILES, *YOUNG_FILES)
+        missing = {ITEMS_FILE, *needed} - manifest.files.keys()
         if missing:
             raise SnapshotCorruptError(f"{name} lists no {sorted(missing)[0]}")
         return manifest

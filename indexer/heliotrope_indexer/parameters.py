@@ -49,6 +49,25 @@ class SearchParameters(BaseModel):
     """How many hits of the index to re-score exactly on the mapped float32 vectors."""
 
 
+class YoungItems(BaseModel):
+    """How an item that the snapshot hardly knows moves with its live users; see young_items.
+
+    `r_i = step * Z_i / (n + known_i + shrinkage)`, where Z_i sums `q_u - query_mean` over its n live users.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    below_events: Annotated[int, Field(ge=1)]
+    """An item is young while the snapshot knows fewer events of it than this."""
+    step: _Positive
+    shrinkage: _Positive
+    """c: this many users weigh as much as the item's text."""
+    max_query: _Positive
+    """Bound on what one user says: the length of `q_u - query_mean`."""
+    max_norm: _Positive
+    """Bound on the length of r_i."""
+
+
 DEFAULT_GAINS: Mapping[EventType, Gain] = {
     "view": Gain(weight=0.2),
     "click": Gain(weight=0.5),
@@ -80,6 +99,8 @@ class Parameters(BaseModel):
     intercept: _Finite = 0.0
     search: SearchParameters | None = None
     """None: the retriever is exact."""
+    young: YoungItems | None = None
+    """None: a young item keeps its vector until the next snapshot."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -33,6 +33,7 @@ from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
+from heliotrope_server.residuals import Residuals
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
@@ -80,6 +81,7 @@ class Engine:
         self.popularity = LivePopularity(catalogue.parameters.popularity_half_life_s)
         # Set by whoever starts the engine, once it has recovered; None: nothing is learned and no answer is noted.
         self.learning: OnlineLearning | None = None
+        self.residuals = Residuals()
         self.event_count = 0
         self.applied_lsn = 0
         self._wall_clock = wall_clock
@@ -121,6 +123,8 @@ class Engine:
         self.store.load_popularity(self.popularity)
         self.popularity.change_half_life(self.catalogue.parameters.popularity_half_life_s, self._wall_clock())
         self.popularity.bind(self.catalogue.rows, self.catalogue.size)
+        self.store.load_residuals(self.residuals)
+        self.residuals.bind(self.catalogue)
         self.applied_lsn = self.store.checkpoint_lsn
         replayed = 0
         for frame in read_log(self._log_folder, after_lsn=self.applied_lsn):
@@ -157,7 +161,7 @@ class Engine:
     async def checkpoint(self) -> None:
         """Takes a checkpoint now."""
         async with self._checkpoint_lock:
-            await self.store.checkpoint(self.applied_lsn, self.popularity, self.catalogue.version)
+            await self.store.checkpoint(self.applied_lsn, self.popularity, self.residuals, self.catalogue.version)
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
@@ -249,6 +253,11 @@ class Engine:
     def _apply_event(self, event: UserEvent, lsn: int) -> EventFate:
         catalogue = self.catalogue
         profile = self.store.edit(event.user_id, catalogue)
+        positive = event.kind != EventKind.UNDO and self._is_positive(event)
+        # What the user was interested in before this event: what it says of an item that is hardly known.
+        spoken = None
+        if positive and profile.says_something and self.residuals.wants(event.user_id, event.item_id):
+            spoken = profile.interest_vectors(event.time_s, catalogue.parameters)
         applied, undone = profile.apply(event, catalogue)
         profile.lsn = self.applied_lsn = lsn
         if applied is Applied.UNDO_TOO_OLD:
@@ -262,10 +271,15 @@ class Engine:
                 ),
             )
         if applied is Applied.RECORDED:
-            touched = undone if event.kind == EventKind.UNDO else event
-            if touched is not None and self._is_positive(touched):
-                before, after = profile.count(touched) if touched is event else profile.uncount(touched, catalogue)
-                self._count(touched.item_id, before, after)
+            if positive:
+                self._count(event.item_id, *profile.count(event))
+                if spoken is not None:
+                    self.residuals.add(event.user_id, event.item_id, spoken)
+            elif undone is not None:
+                before, after = profile.uncount(undone, catalogue)
+                self._count(undone.item_id, before, after)
+                if after is None:
+                    self.residuals.remove(event.user_id, [undone.item_id])
             profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
         return EventFate(applied)
 
@@ -362,6 +376,7 @@ class Engine:
         if profile is not None:
             for item_id, time_us in profile.counted.items():
                 self._count(item_id, time_us, None)
+            self.residuals.remove(user_id, profile.counted)
         self.store.delete(user_id)
         self.applied_lsn = lsn
         return 0 if profile is None else profile.event_count
@@ -392,6 +407,7 @@ class Engine:
         self.changes.lay_over(catalogue)
         self.popularity.change_half_life(catalogue.parameters.popularity_half_life_s, self._wall_clock())
         self.popularity.bind(catalogue.rows, catalogue.size)
+        self.residuals.bind(catalogue)
         self.catalogue = catalogue
         self.answerer.serve(catalogue)
         if self.learning is not None:

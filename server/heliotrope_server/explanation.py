@@ -51,7 +51,7 @@ def explain(
     items by row.
     """
     parameters = catalogue.parameters
-    items = np.array([catalogue.row_vector(row) for row in rows], dtype=np.float64)  # (k, d)
+    items = np.array([catalogue.served_vector(row) for row in rows], dtype=np.float64)  # (k, d)
     towards = np.einsum("hde,ke->hdk", scoring_matrices.astype(np.float64), items)  # A_h x_i for each horizon and item
 
     events = [] if profile is None else list(profile.events.values())

@@ -33,6 +33,7 @@ from heliotrope_server.peers import slot_of
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.record_log import sync_folder
+from heliotrope_server.residuals import Residuals
 from heliotrope_server.settings import EngineSettings, slots_of
 from heliotrope_server.version_token import VersionClock
 
@@ -145,6 +146,7 @@ async def _reshard(
     stores = [ProfileStore(fresh.shard_folder(data, index) / "profiles", cache_profiles=1) for index in range(shards)]
     owner = {slot: index for index in range(shards) for slot in slots_of(index, shards)}
     popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
+    residuals = [Residuals() for _ in range(shards)]
     for index in range(old.shards):
         lock = await lock_shard(old.shard_folder(data, index), DRAIN_PATIENCE_S)
         catalogue = LiveCatalogue(snapshot)
@@ -159,12 +161,16 @@ async def _reshard(
             profile.lsn = 0
             stores[owner[slot_of(user_id)]].adopt(profile)
         popularity.merge_peer(index, *engine.popularity.changes(0), engine.popularity.landmark_s, {})
-        for store in stores:
-            await store.checkpoint(0, LivePopularity(popularity.half_life_s), catalogue.version)
+        for item_id, heard in engine.residuals.own.items():
+            for user_id, said in zip(heard.users, heard.said, strict=True):
+                residuals[owner[slot_of(user_id)]].put(user_id, item_id, said, heard.known)
+        for store, part in zip(stores, residuals, strict=True):
+            part.space = engine.residuals.space
+            await store.checkpoint(0, LivePopularity(popularity.half_life_s), part, catalogue.version)
         engine.store.close()
         lock.close()
     popularity.absorb_peers()
-    await stores[0].checkpoint(0, popularity, snapshot.version)
+    await stores[0].checkpoint(0, popularity, residuals[0], snapshot.version)
     for store in stores:
         store.close()
     return fresh.model_copy(update={"ancestors": {**old.ancestors, old.generation: last_lsns}})

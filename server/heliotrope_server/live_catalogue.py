@@ -2,9 +2,13 @@
 
 Rows number the items: those of the snapshot first, then the delta in the order of arrival. A row is never reused; an
 item that is replaced leaves its old row dead and gets a new one.
+
+An item is served with x_i plus its online residual, if it has one (see residuals); profiles keep x_i alone until the
+next snapshot.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +20,8 @@ from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 
 logger = logging.getLogger(__name__)
 
+MAX_RESIDUALS = 4096
+"""Items that may be served with an online residual: each is scored for every question, as the delta is."""
 _FIRST_CAPACITY = 256
 
 
@@ -65,7 +71,12 @@ class LiveCatalogue:
         self.alive_count = self.base_count
         self.delta: list[DeltaItem] = []
         self._delta_vectors = np.zeros((_FIRST_CAPACITY, self.dimension), dtype=np.float32)
+        self._delta_served = np.zeros_like(self._delta_vectors)
         self._delta_bias = np.zeros(_FIRST_CAPACITY, dtype=np.float32)
+        counts = snapshot.event_counts
+        self._event_counts: NDArray[np.float32] | None = None if counts is None else counts.view(np.ndarray)
+        self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._moved: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
         self._folded_maps: dict[str, NDArray[np.float32]] = {}
 
     @property
@@ -75,8 +86,8 @@ class LiveCatalogue:
 
     @property
     def delta_vectors(self) -> NDArray[np.float32]:
-        """Item vectors of the delta, (m, d)."""
-        return self._delta_vectors[: len(self.delta)]
+        """Item vectors of the delta as served, (m, d)."""
+        return self._delta_served[: len(self.delta)]
 
     @property
     def delta_bias(self) -> NDArray[np.float32]:
@@ -104,7 +115,56 @@ class LiveCatalogue:
             return self._removed_vector(item_id)
         return self.row_vector(row)
 
+    def served_vector(self, row: int) -> NDArray[np.float32]:
+        """x_i with its online residual, (d,): what scores are made of."""
+        if row >= self.base_count:
+            return _row(self._delta_served, row - self.base_count)
+        residual = self._residuals.get(self.item_ids[row])
+        return self.row_vector(row) if residual is None else self.row_vector(row) + residual
+
+    def moved_rows(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows of the snapshot (k,) that are served with a residual, and their served vectors (k, d)."""
+        if self._moved is None:
+            rows = [
+                row for item_id in self._residuals if (row := self.rows.get(item_id, self.base_count)) < self.base_count
+            ]
+            vectors = self.base_vectors[rows] if rows else np.empty((0, self.dimension), dtype=np.float32)
+            for place, row in enumerate(rows):
+                vectors[place] += self._residuals[self.item_ids[row]]
+            self._moved = (np.array(rows, dtype=np.int64), vectors)
+        return self._moved
+
+    def known_events(self, item_id: str) -> int:
+        """How many events of an item the snapshot was built from; 0 for one that it does not hold."""
+        row = self.snapshot.row_of(item_id)
+        return 0 if row is None or self._event_counts is None else int(self._event_counts[row])
+
+    def set_residual(self, item_id: str, residual: NDArray[np.float32] | None) -> None:
+        """Serves an item with x_i + residual (d,) from the next tick on; None: with x_i again.
+
+        Beyond MAX_RESIDUALS the item whose residual is the oldest goes back to x_i.
+        """
+        if residual is None:
+            if self._residuals.pop(item_id, None) is None:
+                return
+        else:
+            self._residuals[item_id] = residual
+            self._residuals.move_to_end(item_id)
+        self._serve(item_id)
+        if len(self._residuals) > MAX_RESIDUALS:
+            oldest, _ = self._residuals.popitem(last=False)
+            self._serve(oldest)
+
+    def _serve(self, item_id: str) -> None:
+        row = self.rows.get(item_id)
+        if row is None or row < self.base_count:
+            self._moved = None
+            return
+        place, residual = row - self.base_count, self._residuals.get(item_id)
+        self._delta_served[place] = self._delta_vectors[place] + (0.0 if residual is None else residual)
+
     def row_vector(self, row: int) -> NDArray[np.float32]:
+        """x_i, (d,), as profiles see it."""
         if row < self.base_count:
             return _row(self.base_vectors, row)
         return _row(self._delta_vectors, row - self.base_count)
@@ -134,6 +194,8 @@ class LiveCatalogue:
         row = len(self.item_ids)
         self.item_ids.append(entry.item.item_id)
         self.rows[entry.item.item_id] = row
+        self._serve(entry.item.item_id)
+        self._moved = None
         self.alive[row] = True
         self.alive_count += 1
         self.revision += 1
@@ -145,6 +207,7 @@ class LiveCatalogue:
         if row is None:
             return False
         self._bury(row)
+        self._moved = None
         self.revision += 1
         return True
 
@@ -215,6 +278,7 @@ class LiveCatalogue:
             return
         # New arrays, never resized in place: a search that runs in a thread keeps the ones it was given.
         self._delta_vectors = np.concatenate([self._delta_vectors, np.zeros_like(self._delta_vectors)])
+        self._delta_served = np.concatenate([self._delta_served, np.zeros_like(self._delta_served)])
         self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
         self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])
 

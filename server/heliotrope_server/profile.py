@@ -153,6 +153,11 @@ class Profile:
             self.counted[event.item_id] = after
         return before, after
 
+    @property
+    def says_something(self) -> bool:
+        """Whether the interest vectors hold anything of this user's own: events that count, or declared interests."""
+        return self.declared_pooled is not None or any(mass > 0.0 for mass in self.total.masses)
+
     def rederive(self, space: ItemSpace) -> None:
         """Computes the sums afresh from the events, for another snapshot or after loading. Exact inside the ring.
 

@@ -21,6 +21,7 @@ from heliotrope_server.event import UserEvent
 from heliotrope_server.interest import InterestSums
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import ItemSpace, Profile
+from heliotrope_server.residuals import Heard, Residuals
 
 FORMAT_VERSION = 1
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
@@ -45,6 +46,7 @@ class ProfileStore:
             raise DataFolderError(f"the profile store in {folder} cannot be opened: {error}") from error
         self._profiles_db = self._env.open_db(b"profiles")
         self._meta_db = self._env.open_db(b"meta")
+        self._heard_db = self._env.open_db(b"heard")
         self._cache: OrderedDict[str, Profile] = OrderedDict()
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
@@ -117,9 +119,12 @@ class ProfileStore:
         """Snapshot versions in whose space some stored folded sum may still be."""
         return set(self._folded_versions)
 
-    async def checkpoint(self, lsn: int, popularity: LivePopularity, snapshot_version: str) -> None:
+    async def checkpoint(
+        self, lsn: int, popularity: LivePopularity, residuals: Residuals, snapshot_version: str
+    ) -> None:
         """Makes the state at `lsn`, which is the state now, durable. One at a time."""
-        if not self._dirty and not self._deleted and popularity.version == self._saved_popularity_version:
+        unchanged = popularity.version == self._saved_popularity_version and not residuals.dirty
+        if not self._dirty and not self._deleted and unchanged:
             return
         self._cut, self._dirty = self._dirty, set()
         deleted, self._deleted = self._deleted, set()
@@ -127,6 +132,7 @@ class ProfileStore:
         # One value for all counts: 4 ms for 100,000 items, where a key for each would hold the interpreter for 300.
         counts = msgpack.packb(popularity.own)
         saved_version, landmark_s, half_life_s = popularity.version, popularity.landmark_s, popularity.half_life_s
+        heard, residual_space = residuals.take_dirty(), residuals.space
         self._folded_versions.add(snapshot_version)
         while self._cut:
             for _ in range(min(_SLICE, len(self._cut))):
@@ -138,15 +144,17 @@ class ProfileStore:
             "landmark_s": landmark_s,
             "half_life_s": half_life_s,
             "folded_versions": sorted(self._folded_versions),
+            "residual_space": residual_space,
         }
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._commit, self._encoded, counts, meta)
+            await asyncio.get_running_loop().run_in_executor(None, self._commit, self._encoded, counts, heard, meta)
         except lmdb.Error as error:
             # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
             logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
             self._dirty |= {user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache}
             self._deleted |= deleted - self._cache.keys()
             self._saved_popularity_version = -1
+            residuals.put_back(heard)
         else:
             self.checkpoint_lsn = lsn
             self._saved_popularity_version = saved_version
@@ -162,6 +170,13 @@ class ProfileStore:
             raw = transaction.get(_POPULARITY_KEY)
         popularity.own = {} if raw is None else msgpack.unpackb(raw)
 
+    def load_residuals(self, residuals: Residuals) -> None:
+        """Restores what users said of young items, in the space of the snapshot that was served then."""
+        residuals.space = self._read_meta().get("residual_space", "")
+        with self._env.begin(db=self._heard_db) as transaction:
+            for key, blob in transaction.cursor():
+                residuals.own[bytes(key).decode()] = _decode_heard(blob)
+
     def close(self) -> None:
         self._env.close()
 
@@ -173,7 +188,13 @@ class ProfileStore:
     def _encode(self, user_id: str) -> None:
         self._encoded[user_id] = encode_profile(self._cache[user_id])
 
-    def _commit(self, profiles: dict[str, bytes | None], counts: bytes, meta: dict[str, Any]) -> None:
+    def _commit(
+        self,
+        profiles: dict[str, bytes | None],
+        counts: bytes,
+        heard: dict[str, Heard | None],
+        meta: dict[str, Any],
+    ) -> None:
         kept = [(user_id.encode(), blob) for user_id, blob in profiles.items() if blob is not None]
         with self._env.begin(write=True) as transaction:
             for user_id, blob in profiles.items():
@@ -181,6 +202,11 @@ class ProfileStore:
                     transaction.delete(user_id.encode(), db=self._profiles_db)
             # In C: a loop here would fight the event loop for the interpreter.
             transaction.cursor(self._profiles_db).putmulti(kept)
+            for item_id, entry in heard.items():
+                if entry is None:
+                    transaction.delete(item_id.encode(), db=self._heard_db)
+                else:
+                    transaction.put(item_id.encode(), _encode_heard(entry), db=self._heard_db)
             transaction.put(_POPULARITY_KEY, counts, db=self._meta_db)
             transaction.put(_META_KEY, msgpack.packb(meta), db=self._meta_db)
 
@@ -270,3 +296,18 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
     profile.declared_model_version = body["declared_model"]
     profile.rederive(space)
     return profile
+
+
+def _encode_heard(heard: Heard) -> bytes:
+    """What users said of an item; each user's part names its key, as every record of a user does."""
+    parts = [(user_id, PLAIN_KEY_ID, said.tobytes()) for user_id, said in zip(heard.users, heard.said, strict=True)]
+    blob: bytes = msgpack.packb((FORMAT_VERSION, heard.known, parts))
+    return blob
+
+
+def _decode_heard(blob: bytes) -> Heard:
+    version, known, parts = msgpack.unpackb(blob)
+    if version != FORMAT_VERSION or any(key_id != PLAIN_KEY_ID for _, key_id, _ in parts):
+        raise DataFolderError(f"the store of young items has format version {version} or keys unknown to this server")
+    said = np.stack([np.frombuffer(packed, dtype=np.float16) for _, _, packed in parts])
+    return Heard(tuple(user_id for user_id, _, _ in parts), said, known)

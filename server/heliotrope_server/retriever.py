@@ -42,7 +42,8 @@ class LiveView(NamedTuple):
 
     `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of
     them, with their vectors and what their score holds beyond taste (bias and boost); `outside` is the largest
-    boost of any other row. `alive` is None when no row is dead.
+    boost of any other row. `moved` are the snapshot's rows that are served with an online residual, never among the
+    trending, with their vectors and terms in the same way. `alive` is None when no row is dead.
     """
 
     boosts: NDArray[np.float32]
@@ -50,6 +51,9 @@ class LiveView(NamedTuple):
     trending_vectors: NDArray[np.float32]
     trending_terms: NDArray[np.float32]
     outside: float
+    moved: NDArray[np.int64]
+    moved_vectors: NDArray[np.float32]
+    moved_terms: NDArray[np.float32]
     delta_vectors: NDArray[np.float32]
     delta_bias: NDArray[np.float32]
     alive: NDArray[np.bool_] | None
@@ -70,10 +74,13 @@ def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64], weight: flo
     boosts = np.zeros(len(counts), dtype=np.float32)
     trending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     outside = 0.0
+    moved, moved_vectors = catalogue.moved_rows()
     busy = np.flatnonzero(counts)
     if weight > 0.0 and len(busy):
         boosts[busy] = weight * np.log1p(counts[busy])
         trending = busy[busy < catalogue.base_count]
+        if len(moved):
+            trending = np.setdiff1d(trending, moved, assume_unique=True)
         if len(trending) > TRENDING:
             order = np.argpartition(-boosts[trending], TRENDING)
             outside = float(boosts[trending[order[TRENDING]]])
@@ -85,6 +92,9 @@ def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64], weight: flo
         catalogue.base_vectors[trending],
         catalogue.base_bias[trending] + boosts[trending],
         outside,
+        moved,
+        moved_vectors,
+        catalogue.base_bias[moved] + boosts[moved],
         catalogue.delta_vectors,
         catalogue.delta_bias,
         alive,
@@ -141,6 +151,8 @@ class ExactRetriever:
         scores = np.empty((len(queries), size), dtype=np.float32)
         np.matmul(matrix, self._vectors.T, out=scores[:, :base_count])
         scores[:, :base_count] += self._bias
+        if len(live.moved):
+            scores[:, live.moved] = matrix @ live.moved_vectors.T + self._bias[live.moved]
         if size > base_count:
             scores[:, base_count:] = matrix @ live.delta_vectors.T + live.delta_bias
         scores += live.boosts
@@ -216,14 +228,19 @@ class FaissRetriever:
         last_base = np.where(missing, np.inf, base).min(axis=1)
         base[missing] = -np.inf
         scores = base + live.boosts[rows]
-        if len(live.trending):
-            # A trending row that was also found would stand twice: the found copy is struck.
-            self._marks[live.trending] = True
+        for live_rows, vectors, terms in (
+            (live.trending, live.trending_vectors, live.trending_terms),
+            (live.moved, live.moved_vectors, live.moved_terms),
+        ):
+            if not len(live_rows):
+                continue
+            # A live row that was also found would stand twice: the found copy is struck.
+            self._marks[live_rows] = True
             scores[self._marks[rows]] = -np.inf
-            self._marks[live.trending] = False
-            extra = matrix @ live.trending_vectors.T + live.trending_terms
+            self._marks[live_rows] = False
+            extra = matrix @ vectors.T + terms
             scores = np.concatenate([scores, extra], axis=1)
-            rows = np.concatenate([rows, np.broadcast_to(live.trending, extra.shape)], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(live_rows, extra.shape)], axis=1)
         if len(live.delta_bias):
             delta_rows = np.arange(base_count, base_count + len(live.delta_bias))
             extra = matrix @ live.delta_vectors.T + live.delta_bias + live.boosts[delta_rows]

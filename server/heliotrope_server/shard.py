@@ -47,6 +47,7 @@ from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
 from heliotrope_server.record_log import RecordLog
+from heliotrope_server.residual_exchange import exchange_residuals_for_ever
 from heliotrope_server.servicers import (
     AdminServicer,
     CatalogServicer,
@@ -135,6 +136,7 @@ class Shard:
         await internal.start()
         await public.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
+        residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
         forward = self._start_learning(engine.learning, peers)
         # What was loaded lives for ever: the collector need not look at it again.
@@ -157,6 +159,7 @@ class Shard:
             forward.cancel()
         if engine.learning is not None:
             await engine.learning.stop()
+        residual_exchange.cancel()
         await peers.close()
         await engine.stop()
         if catalogue_log is not None:

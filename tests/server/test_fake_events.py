@@ -54,6 +54,49 @@ async def test_undo_and_deletion_are_no_way_to_count_twice(tmp_path):
         np.testing.assert_allclose(engine.popularity.counts_at(NOW_S), 0.0, atol=1e-9)
 
 
+async def taught(engine, user):
+    """A user whom the server knows well enough to listen to."""
+    await engine.record([event(user, f"i{item}", time_s=NOW_S - 5000.0) for item in (11, 13, 15)])
+
+
+def moved(served, item):
+    row = served.rows[item]
+    return served.served_vector(row) - served.row_vector(row)
+
+
+async def test_one_user_moves_a_young_item_by_no_more_than_the_bound(tmp_path):
+    served = worlds.catalogue(tmp_path, young=worlds.YOUNG)
+    young = worlds.YOUNG
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        for users in range(6):
+            before = moved(served, "i4")
+            await taught(engine, f"fan{users}")
+            await engine.record([event(f"fan{users}", "i4") for _ in range(50)])
+            # Z and n change by one user each; shortening to max_norm brings no two vectors farther apart.
+            bound = 2.0 * young.step * young.max_query / (users + 1 + young.shrinkage)
+            if users == 0:
+                bound = young.step * young.max_query / (1 + young.shrinkage)
+            change = float(np.linalg.norm(moved(served, "i4") - before))
+            assert change <= bound * (1 + 1e-3)
+            assert users > 0 or change > 0.1 * bound
+
+
+async def test_a_burst_of_fake_users_moves_a_young_item_by_no_more_than_max_norm(tmp_path):
+    served = worlds.catalogue(tmp_path, young=worlds.YOUNG, live_popularity_weight=0.0)
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        await taught(engine, "victim")
+        interests = engine.profile("victim").interest_vectors(NOW_S, served.parameters)
+        query = np.einsum("hd,hde->e", interests, served.snapshot.scoring_matrices)
+        before = await score(engine, "i4", "victim")
+        for number in range(200):  # all with the taste of the victim, which pays most
+            await taught(engine, f"fake{number}")
+            await engine.record([event(f"fake{number}", "i4")])
+        assert np.linalg.norm(moved(served, "i4")) <= worlds.YOUNG.max_norm * (1 + 1e-3)
+        gain = await score(engine, "i4", "victim") - before
+        assert 0.0 < gain <= np.linalg.norm(query) * worlds.YOUNG.max_norm * (1 + 1e-3)
+        assert not moved(served, "i5").any()  # a known item is not moved at all
+
+
 async def test_a_burst_of_fake_users_gains_only_the_logarithm_of_its_size(tmp_path):
     served = worlds.catalogue(tmp_path)
     gamma = served.parameters.live_popularity_weight

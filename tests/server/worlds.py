@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.parameters import Parameters, SearchParameters
+from heliotrope_indexer.parameters import Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
@@ -22,6 +22,7 @@ from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
 DAY_S = 86_400.0
+YOUNG = YoungItems(below_events=3, step=0.8, shrinkage=2.0, max_query=2.0, max_norm=1.5)
 
 
 def publish(
@@ -37,6 +38,7 @@ def publish(
     half_lives_s: tuple[float, ...] = (3600.0, 30 * DAY_S),
     vector_scale: float = 1.0,
     labelled: bool = False,
+    young: YoungItems | None = None,
 ) -> str:
     """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version.
 
@@ -61,6 +63,7 @@ def publish(
         popularity_half_life_s=3 * DAY_S,
         intercept=intercept,
         search=search,
+        young=young,
     )
     folder = store.parent / f".draft-{seed}-{items}-{dimension}"
     write_snapshot(
@@ -70,6 +73,9 @@ def publish(
         bias=bias,
         prior=rng.normal(scale=0.3, size=dimension),
         scoring_matrices=rng.normal(scale=0.4, size=(horizons, dimension, dimension)) + np.eye(dimension),
+        # Every second item is unknown to the snapshot.
+        event_counts=np.arange(items) % 2 * 100.0,
+        query_mean=rng.normal(scale=0.1, size=dimension),
         parameters=parameters,
         index=index,
     )

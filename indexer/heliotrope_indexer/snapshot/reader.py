@@ -39,6 +39,10 @@ class Snapshot:
     """(d,): the population prior."""
     scoring_matrices: NDArray[np.float32]
     """(H, d, d): A_h."""
+    event_counts: NDArray[np.float32] | None
+    """(n,): events of each item in the training data; None unless `parameters.young` is set."""
+    query_mean: NDArray[np.float32] | None
+    """(d,): the mean query of all positive events; None unless `parameters.young` is set."""
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         """Opens the snapshot in the folder `path`.
@@ -61,6 +65,9 @@ class Snapshot:
         self.feature_mean = self._array("feature_mean.npy", (wide,))
         self.prior = self._array("prior.npy", (d,))
         self.scoring_matrices = self._array("scoring_matrices.npy", (self.parameters.horizons, d, d))
+        has_young = self.parameters.young is not None
+        self.event_counts = self._array("event_counts.npy", (n,)) if has_young else None
+        self.query_mean = self._array("query_mean.npy", (d,)) if has_young else None
         self._items = self._read_items()
         self.item_ids = self._items.column("item_id").to_pylist()
         # Snapshots written before items had a provider lack the column.

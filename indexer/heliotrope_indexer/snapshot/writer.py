@@ -44,6 +44,8 @@ def write_snapshot(
     feature_mean: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     scoring_matrices: ArrayLike | None = None,
+    event_counts: ArrayLike | None = None,
+    query_mean: ArrayLike | None = None,
     index: faiss.Index | None = None,
     data: DataSummary | None = None,
     quality: Mapping[str, Any] | None = None,
@@ -54,7 +56,8 @@ def write_snapshot(
     """Writes a complete snapshot into the folder `folder` (created) and returns its manifest.
 
     Shapes: vectors (n, d), bias (n,) default 0, projection (d, D) default identity with D = d, feature_mean
-    (D,) default 0, prior (d,) default 0, scoring_matrices (H, d, d) default identity / H.
+    (D,) default 0, prior (d,) default 0, scoring_matrices (H, d, d) default identity / H; event_counts (n,) and
+    query_mean (d,) belong to parameters for young items and are needed with them.
     Every file is synced to disk and the manifest is written last. To make it visible:
 
         write_snapshot(folder, items=items, vectors=vectors, parameters=parameters)
@@ -79,6 +82,11 @@ def write_snapshot(
         "scoring_matrices.npy": _checked("scoring_matrices", scoring, (horizons, d, d)),
     }
     assert arrays.keys() == set(ARRAY_FILES)
+    if parameters.young is not None:
+        if event_counts is None or query_mean is None:
+            raise SnapshotFormatError("parameters for young items need event_counts and query_mean: one is missing")
+        arrays["event_counts.npy"] = _checked("event_counts", event_counts, (n,))
+        arrays["query_mean.npy"] = _checked("query_mean", query_mean, (d,))
     _check_items(items, n)
     if (index is None) != (parameters.search is None):
         raise SnapshotFormatError("an index and its search parameters come together: one of the two is missing")
@@ -93,7 +101,7 @@ def write_snapshot(
         import faiss
 
         faiss.write_index(index, str(folder / INDEX_FILE))
-    names = [ITEMS_FILE, *ARRAY_FILES, *([INDEX_FILE] if index is not None else [])]
+    names = [ITEMS_FILE, *arrays, *([INDEX_FILE] if index is not None else [])]
     files = {}
     for name in names:
         sync(folder / name)

@@ -29,6 +29,20 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
             landmark_s=popularity.landmark_s,
         )
 
+    async def ExchangeResiduals(
+        self, request: pb.ExchangeResidualsRequest, context: Any
+    ) -> pb.ExchangeResidualsResponse:
+        residuals = self._engine.residuals
+        item_ids, counts, sums = residuals.changes(request.since_version)
+        return pb.ExchangeResidualsResponse(
+            version=residuals.version,
+            incarnation=self._incarnation,
+            snapshot_version=residuals.space,
+            item_ids=item_ids,
+            user_counts=counts,
+            sums=sums.astype("<f4").tobytes(),
+        )
+
     async def CatchUpCatalog(self, request: pb.CatchUpCatalogRequest, context: Any) -> pb.CatchUpCatalogResponse:
         self._engine.catch_up_catalogue()
         return pb.CatchUpCatalogResponse()

@@ -83,6 +83,76 @@ class ExchangePopularityResponse(_message.Message):
 Global___ExchangePopularityResponse: _TypeAlias = ExchangePopularityResponse  # noqa: Y015
 
 @_typing.final
+class ExchangeResidualsRequest(_message.Message):
+    """Asks for changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_VERSION_FIELD_NUMBER: _builtins.int
+    since_version: _builtins.int
+    """`version` of the last answer; 0 for everything."""
+    def __init__(
+        self,
+        *,
+        since_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since_version", b"since_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeResidualsRequest: _TypeAlias = ExchangeResidualsRequest  # noqa: Y015
+
+@_typing.final
+class ExchangeResidualsResponse(_message.Message):
+    """The changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    USER_COUNTS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Pass it as `since_version` next time."""
+    incarnation: _builtins.str
+    """Identifies the process that answered: a new one means that the asker must start from 0."""
+    snapshot_version: _builtins.str
+    """The snapshot in whose item space the sums are; the asker takes nothing that is of another than its own, and starts
+    from 0 when its own changes.
+    """
+    sums: _builtins.bytes
+    """Sum of what they said, float32, little endian, one row of the snapshot's dimension for each item."""
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the items that changed."""
+
+    @_builtins.property
+    def user_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many users of this shard each item heard, parallel to `item_ids`; 0: no longer any."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+        snapshot_version: _builtins.str = ...,
+        item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        user_counts: _abc.Iterable[_builtins.int] | None = ...,
+        sums: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "item_ids", b"item_ids", "snapshot_version", b"snapshot_version", "sums", b"sums", "user_counts", b"user_counts", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeResidualsResponse: _TypeAlias = ExchangeResidualsResponse  # noqa: Y015
+
+@_typing.final
 class CatchUpCatalogRequest(_message.Message):
     """Tells how far the catalogue log has grown."""
 

@@ -40,6 +40,11 @@ class PeerServiceStub:
                 request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityResponse.FromString,
                 _registered_method=True)
+        self.ExchangeResiduals = channel.unary_unary(
+                '/heliotrope.internal.v1.PeerService/ExchangeResiduals',
+                request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsResponse.FromString,
+                _registered_method=True)
         self.CatchUpCatalog = channel.unary_unary(
                 '/heliotrope.internal.v1.PeerService/CatchUpCatalog',
                 request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CatchUpCatalogRequest.SerializeToString,
@@ -73,6 +78,13 @@ class PeerServiceServicer:
 
     def ExchangePopularity(self, request, context):
         """Returns the items whose live popularity changed on this shard since a version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeResiduals(self, request, context):
+        """Returns what this shard's users said of young items since a version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +132,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.ExchangePopularity,
                     request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityRequest.FromString,
                     response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityResponse.SerializeToString,
+            ),
+            'ExchangeResiduals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeResiduals,
+                    request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsRequest.FromString,
+                    response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsResponse.SerializeToString,
             ),
             'CatchUpCatalog': grpc.unary_unary_rpc_method_handler(
                     servicer.CatchUpCatalog,
@@ -175,6 +192,33 @@ class PeerService:
             '/heliotrope.internal.v1.PeerService/ExchangePopularity',
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityRequest.SerializeToString,
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangePopularityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeResiduals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.internal.v1.PeerService/ExchangeResiduals',
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsRequest.SerializeToString,
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.ExchangeResidualsResponse.FromString,
             options,
             channel_credentials,
             insecure,

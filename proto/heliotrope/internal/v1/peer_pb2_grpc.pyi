@@ -35,6 +35,8 @@ class PeerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
     ExchangePopularity: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangePopularityRequest, _peer_pb2.ExchangePopularityResponse]
     """Returns the items whose live popularity changed on this shard since a version."""
+    ExchangeResiduals: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ExchangeResidualsRequest, _peer_pb2.ExchangeResidualsResponse]
+    """Returns what this shard's users said of young items since a version."""
     CatchUpCatalog: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CatchUpCatalogRequest, _peer_pb2.CatchUpCatalogResponse]
     """Tells that the catalogue log has grown; returns once this shard has applied it up to the given sequence number."""
     PrepareSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]
@@ -53,6 +55,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExchangePopularity: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangePopularityRequest, _peer_pb2.ExchangePopularityResponse]  # type: ignore[assignment]
     """Returns the items whose live popularity changed on this shard since a version."""
+    ExchangeResiduals: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangeResidualsRequest, _peer_pb2.ExchangeResidualsResponse]  # type: ignore[assignment]
+    """Returns what this shard's users said of young items since a version."""
     CatchUpCatalog: _aio.UnaryUnaryMultiCallable[_peer_pb2.CatchUpCatalogRequest, _peer_pb2.CatchUpCatalogResponse]  # type: ignore[assignment]
     """Tells that the catalogue log has grown; returns once this shard has applied it up to the given sequence number."""
     PrepareSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]  # type: ignore[assignment]
@@ -74,6 +78,14 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ExchangePopularityResponse, _abc.Awaitable[_peer_pb2.ExchangePopularityResponse]]:
         """Returns the items whose live popularity changed on this shard since a version."""
+
+    @_abc_1.abstractmethod
+    def ExchangeResiduals(
+        self,
+        request: _peer_pb2.ExchangeResidualsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.ExchangeResidualsResponse, _abc.Awaitable[_peer_pb2.ExchangeResidualsResponse]]:
+        """Returns what this shard's users said of young items since a version."""
 
     @_abc_1.abstractmethod
     def CatchUpCatalog(
