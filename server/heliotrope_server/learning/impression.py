@@ -174,7 +174,7 @@ def example_group(judgement: Judgement, catalogue: LiveCatalogue, weights: Weigh
     rows = [catalogue.row_of(impression.item_ids[place]) for place in places]
     if impression.snapshot_version != catalogue.version or None in rows:
         return None
-    vectors = np.stack([catalogue.row_vector(row) for row in rows if row is not None])
+    vectors = np.stack([catalogue.served_vector(row) for row in rows if row is not None])
     features = live_features(impression.counts[places])
     learned = weights.scores(np.repeat(impression.interests[None], len(places), axis=0), vectors, features)
     return ExampleGroup(
