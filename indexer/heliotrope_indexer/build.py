@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
+from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
 from heliotrope_indexer.errors import SnapshotError, StoreBusyError, WeightsError
 from heliotrope_indexer.events import EventTable
@@ -132,6 +133,7 @@ def _build(
         index.summary() if index else {"index": "exact", "recall_at_10": 1.0, "recall_at_100": 1.0}
     )
     quality["truncated_texts"] = job.truncated
+    quality["degenerate"] = degenerate(job)
     if young:
         quality["young_items"] = young.gain
     if plan.validation:

@@ -122,4 +122,6 @@ def _facts(result: BuildResult) -> dict[str, Any]:
         facts["validation"] = (
             f"HR@10 {validation['hr@10']}, NDCG@10 {validation['ndcg@10']} over {validation['users']} users"
         )
+    for number, warning in enumerate(quality["degenerate"]):
+        facts["warning" if number == 0 else f"warning {number + 1}"] = warning
     return facts

@@ -98,6 +98,8 @@ def _report(result: TrainingResult, out: Path) -> None:
         table.add_row("validation", figures)
     parameters = manifest.parameters
     table.add_row("half-lives", ", ".join(f"{each:,.0f} s" for each in parameters.half_lives_s))
+    for warning in training["degenerate"]:
+        table.add_row("warning", warning)
     for reason, count in result.rejects.items():
         table.add_row(f"rejected: {reason}", f"{count:,} rows")
     Console().print(table)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from heliotrope_indexer.calibration import Calibration, calibrate
+from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
 from heliotrope_indexer.errors import SettingsError, WeightsError
 from heliotrope_indexer.item_vectors import principal_axes
@@ -250,6 +251,7 @@ class _Run:
             "epochs": epochs,
             "seconds": round(time.monotonic() - self._started, 1),
             "refit": self._request.refit,
+            "degenerate": degenerate(job),
         }
         if validated:
             training["validation"] = validation_summary(validated)
