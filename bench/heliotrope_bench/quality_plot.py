@@ -56,9 +56,10 @@ def _lines(panel: Any, variants: dict[str, dict[str, Result]]) -> None:
         places = [place for place, group in enumerate(variants.values()) if model in group]
         rows = [metrics(group[model].ranks, group[model].user_array) for group in variants.values() if model in group]
         ours = model.startswith(OURS)
+        # A model whose users are all alike has an interval of no width, to rounding on either side.
         errors = [
-            [row[NDCG] - row[f"{NDCG}_low"] for row in rows],
-            [row[f"{NDCG}_high"] - row[NDCG] for row in rows],
+            [max(row[NDCG] - row[f"{NDCG}_low"], 0.0) for row in rows],
+            [max(row[f"{NDCG}_high"] - row[NDCG], 0.0) for row in rows],
         ]
         panel.errorbar(
             places,

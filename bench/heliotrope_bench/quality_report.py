@@ -73,7 +73,7 @@ def page(groups: Groups, conditions: Mapping[str, Mapping[str, Any]], pictures: 
         if protocol.name in pictures:
             parts.append(f"![{protocol.title}]({pictures[protocol.name]})\n")
         parts += [_contrasts(protocol, name, groups) for name in datasets]
-        parts += [_tables(protocol, name, groups) for name in datasets]
+        parts += [_tables(protocol, name, groups, conditions[name]["settings"]["data"]["users"]) for name in datasets]
     parts.append(_settings(groups))
     return "\n".join(part for part in parts if part)
 
@@ -98,7 +98,7 @@ def _head(groups: Groups, conditions: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name in (name for name in NAMES if name in conditions):
         found = conditions[name]
-        facts, git, machine = found["settings"].get("data", {}), found["git"], found["machine"]
+        facts, git, machine = found["settings"]["data"], found["git"], found["machine"]
         lines.append(
             f"| {name} | {facts['items']:,} | {facts['events']:,} | {facts['users']:,} | {_positive_rule(facts)} "
             f"| {'by time' if facts['timed'] else 'none given: drawn at random, one event a minute'} "
@@ -172,16 +172,18 @@ def _contrasts(protocol: Protocol, name: str, groups: Groups) -> str:
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def _tables(protocol: Protocol, name: str, groups: Groups) -> str:
+def _tables(protocol: Protocol, name: str, groups: Groups, users: int) -> str:
+    """One table of metrics and one of lists for each variant; `users` are those of the data set."""
     lines = []
     for (dataset, other, variant), group in _ordered(groups):
         if (dataset, other) != (name, protocol.name):
             continue
         rows = rows_of(group)
+        asked = len(set(next(iter(group.values())).users))
         lines += [
             f"### {name}{f', {variant}' if variant else ''}",
             "",
-            f"{rows[0]['targets']:,} targets of {len(set(next(iter(group.values())).users)):,} users.",
+            f"{rows[0]['targets']:,} targets of {asked:,} users; {users - asked:,} users have no target.",
             "",
             f"| model | {HR} | {NDCG} | mrr | recall@50 | recall@100 | {HR}, ours minus theirs "
             f"| {NDCG}, ours minus theirs | verdict |",

@@ -25,7 +25,7 @@ VARIANTS = {
 def results(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for protocol, variants in VARIANTS.items():
-        for model, worst in (("heliotrope", 20), ("popularity", 60), ("chance", 900)):
+        for model, worst in (("heliotrope", 20), ("popularity", 60), ("chance", 0)):
             found = [
                 Result(
                     dataset="movielens-small",
@@ -34,8 +34,8 @@ def results(tmp_path: Path) -> Path:
                     model=model,
                     fingerprint=protocol + variant,
                     users=list(range(300)),
-                    above=generator.integers(0, worst, size=300).tolist(),
-                    tied=[1] * 300,
+                    above=generator.integers(0, worst, size=300).tolist() if worst else [0] * 300,
+                    tied=[1_681 if model == "chance" else 1] * 300,
                     figures={
                         "coverage": 0.5,
                         "novelty": 3.0,
