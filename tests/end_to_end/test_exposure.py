@@ -18,6 +18,7 @@ def test_the_report_counts_what_was_shown(tmp_path, capsys):
         shown = [
             item.item_id for number in range(12) for item in client.recommend(f"user-{number}", count=5).recommendations
         ]
+    assert sum(len(answer.recommendations) for answer in answers) == 60
     assert server.stop() == 0
     out = tmp_path / "report.json"
     assert exposure_report.main([*arguments, "--out", str(out), "--rows", "2"]) == 0
@@ -25,7 +26,7 @@ def test_the_report_counts_what_was_shown(tmp_path, capsys):
     assert "exposure by provider, 12 answers" in printed
     assert "more; `--out` writes all" in printed
     rows = json.loads(out.read_text())
-    assert sum(row["impressions"] for row in rows if row["kind"] == "provider") == len(shown) == 60
+    assert sum(row["impressions"] for row in rows if row["kind"] == "provider") == 60
     assert exposure_report.main([*arguments, "--out", "report.txt"]) != 0
     assert "must end in .json" in capsys.readouterr().err
 
