@@ -15,9 +15,7 @@ def test_the_report_counts_what_was_shown(tmp_path, capsys):
     assert "is no data folder" in capsys.readouterr().err
     server = RunningServer(tmp_path / "store", tmp_path / "data", "--shards", "2", "--impression-log-share", "1")
     with Client(server.address) as client:
-        shown = [
-            item.item_id for number in range(12) for item in client.recommend(f"user-{number}", count=5).recommendations
-        ]
+        answers = [client.recommend(f"user-{number}", count=5) for number in range(12)]
     assert sum(len(answer.recommendations) for answer in answers) == 60
     assert server.stop() == 0
     out = tmp_path / "report.json"
