@@ -36,7 +36,7 @@ from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, r
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 5
+BUILD_REVISION = 6
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
@@ -74,6 +74,8 @@ class _Plan:
     parameters: Parameters
     counts: NDArray[np.float64]
     """(n,) events of each item, negative types left out."""
+    learned_from: NDArray[np.float64]
+    """(n,) the events that each item's residual was learned from; 0 for an item that stands on its text."""
     validation: dict[str, Any] | None
 
 
@@ -157,7 +159,7 @@ def _build(
             feature_mean=plan.feature_mean,
             prior=plan.prior,
             scoring_matrices=plan.scoring_matrices,
-            event_counts=plan.counts,
+            event_counts=plan.learned_from,
             query_mean=young.query_mean if young else None,
             parameters=parameters,
             index=index.index if index else None,
@@ -186,7 +188,10 @@ def _fitting_weights(folder: Path, encoder: Encoder) -> Weights:
 def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
     """The trained weights, laid over the present catalogue."""
     text = features(job.pooled, weights.feature_mean)
-    vectors, bias = weights.item_vectors([item.item_id for item in job.items], text)
+    item_ids = [item.item_id for item in job.items]
+    vectors, bias = weights.item_vectors(item_ids, text)
+    counts = item_counts(job.events, len(job.items))
+    trained = set(weights.item_ids)
     return _Plan(
         vectors=vectors,
         bias=bias,
@@ -195,7 +200,9 @@ def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
         prior=weights.prior,
         scoring_matrices=weights.scoring_matrices,
         parameters=weights.manifest.parameters,
-        counts=item_counts(job.events, len(job.items)),
+        counts=counts,
+        # Events that came after training have taught nothing yet: such an item still moves with its live users.
+        learned_from=counts * np.array([item_id in trained for item_id in item_ids], dtype=np.float64),
         validation=weights.manifest.training.get("validation"),
     )
 
@@ -217,6 +224,7 @@ def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps) -> _Plan:
         scoring_matrices=chosen.scoring_matrices,
         parameters=chosen.parameters,
         counts=learned.counts,
+        learned_from=learned.counts,
         validation=_validation_summary(measured) if measured else None,
     )
 

@@ -107,6 +107,11 @@ def item_vectors(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int6
     vectors = np.empty((len(rows), catalogue.dimension), dtype=np.float32)
     vectors[main] = catalogue.base_vectors[rows[main]]
     vectors[~main] = live.delta_vectors[rows[~main] - catalogue.base_count]
+    if len(live.moved):
+        order = np.argsort(live.moved)
+        places = order[np.searchsorted(live.moved, rows, sorter=order).clip(max=len(order) - 1)]
+        moved = live.moved[places] == rows
+        vectors[moved] = live.moved_vectors[places[moved]]
     return vectors
 
 

@@ -62,6 +62,22 @@ def test_trained_weights_become_a_snapshot(shop: Shop, encoder: WordEncoder, ste
     np.testing.assert_allclose(snapshot.project(pooled)[30], text[30], atol=1e-5)
 
 
+def test_events_that_came_after_training_leave_an_item_young(
+    shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path
+) -> None:
+    log = shop().sources.events[0].path
+    whole = log.read_text(encoding="utf-8")
+    log.write_text("".join(line for line in whole.splitlines(keepends=True) if ",i4," not in line), encoding="utf-8")
+    train(request(shop, tmp_path / "weights"), encoder, steps)
+    log.write_text(whole, encoding="utf-8")
+    manifest = build(shop(weights=tmp_path / "weights"), encoder, steps).manifest
+    assert manifest.parameters.young is not None
+    counts = shop().store.open().event_counts
+    assert counts is not None
+    assert counts[4] == 0.0
+    assert np.all(counts[[3, 5]] > 0.0)
+
+
 def test_other_weights_make_another_snapshot(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path) -> None:
     for seed in (0, 1):
         train(request(shop, tmp_path / f"w{seed}", QUICK.model_copy(update={"seed": seed})), encoder, steps)

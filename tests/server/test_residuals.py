@@ -11,6 +11,7 @@ from heliotrope_server.answerer import Question
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.residuals import Residuals
+from heliotrope_server.retriever import Query, exact_scores, item_vectors, live_view, make_retriever
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -98,6 +99,22 @@ async def test_scores_and_explanations_are_made_of_the_moved_vector(tmp_path, wi
         for score, parts in zip(answer.scores, answer.explanations, strict=True):
             assert abs(score - sum(part.value for part in parts)) <= 1e-5 * sum(abs(part.value) for part in parts)
         assert len(answer.item_ids) == len(set(answer.item_ids))
+
+
+async def test_lists_and_freshness_see_the_moved_vector(tmp_path):
+    served = make(tmp_path, live_popularity_weight=0.5)
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        await engine.record([*crowd(5), *crowd(5, "i8"), *history("reader", 99)])
+        rows = np.array([served.rows[item] for item in ("i8", KNOWN, YOUNG, "i0")])
+        live = live_view(served, engine.popularity.counts_at(NOW_S))
+        wanted = np.stack([served.served_vector(row) for row in rows])
+        assert np.abs(wanted - np.stack([served.row_vector(row) for row in rows])).max() > 0.05
+        np.testing.assert_allclose(item_vectors(served, live, rows), wanted, rtol=1e-6)
+        query = Query(np.ones(served.dimension, np.float32), len(served.item_ids), np.empty(0, np.int64))
+        ranking = make_retriever(served).rank([query], live)[0]
+        ranked = dict(zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True))
+        found = exact_scores(served, live, query, rows)
+        np.testing.assert_allclose(found, [ranked[row] for row in rows.tolist()], rtol=1e-4)
 
 
 async def test_profiles_keep_the_vector_that_the_snapshot_knows(tmp_path):
