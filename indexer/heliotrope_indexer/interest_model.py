@@ -64,6 +64,10 @@ class InterestModel(nn.Module):
             return x, x.new_zeros(len(rows))
         return x, (kept * functional.embedding(rows, self.bias, sparse=True)).squeeze(1)
 
+    def residual_norms(self, rows: Tensor) -> Tensor:
+        """Squared lengths of the residuals of rows (m,)."""
+        return functional.embedding(rows, self.residual, sparse=True).square().sum(-1)
+
     def gains(self, kind: Tensor, value: Tensor) -> Tensor:
         """g_e of events, bounded as the server bounds them."""
         weight = self.sign * self.log_gain.exp()

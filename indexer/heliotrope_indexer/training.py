@@ -22,6 +22,7 @@ from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.interest_model import InterestModel, starting_gains
 from heliotrope_indexer.parameters import EVENT_TYPES, Parameters
 from heliotrope_indexer.replay import counted_weights
+from heliotrope_indexer.sampled_softmax import LiveCounts, NotChoices, sampled_softmax
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_indexer.training_windows import Batch, Windows
 
@@ -29,8 +30,6 @@ _COUNT_CELLS = 40_000_000
 """Cells of the table of live counts: 160 MB."""
 _COUNT_TIMES = 1_000
 _LEAST_COUNT_TIMES = 8
-_OUT = -1e4
-"""Score of an item that is no choice."""
 _AVERAGED = 16
 """Parts of an epoch after each of which the weights enter the running mean."""
 _SLOW = 1e-2
@@ -183,21 +182,57 @@ class Trainer:
         # A drawn item is corrected by how likely it was drawn, in the same sum as its bias.
         own = (queries * x[in_targets]).sum(-1) + bias[in_targets] - self._put(self._log_share[target_rows])
         corrected = bias[in_negatives] - self._put(self._log_share[negative])
-        others = torch.addmm(corrected, queries, x[in_negatives].T)
+        counts = None
         if settings.popularity:
-            gamma = self.model.gamma()
             at = np.searchsorted(self._count_times, batch.target.reshape(-1)[asked], side="right") - 1
             times, which = np.unique(at, return_inverse=True)
-            own = own + gamma * self._count_table[self._put(at), self._put(target_rows)]
-            drawn = self._count_table[self._put(times)][:, self._put(negative)]
-            others = others + gamma * drawn[self._put(which)]
-        out = self._put(~_choices(batch, history_rows, target_rows, negative, asked))
-        losses = torch.logaddexp(own, others.masked_fill_(out, _OUT).logsumexp(dim=1)) - own
+            table = self._count_table[self._put(times)][:, self._put(negative)]
+            counts = LiveCounts(self.model.gamma(), table, self._put(which))
+            own = own + counts.gamma * self._count_table[self._put(at), self._put(target_rows)]
         weights = self._put(weight[asked])
-        loss = (losses * weights).sum() / weights.sum()
+        loss = sampled_softmax(
+            queries,
+            own,
+            x[in_negatives],
+            corrected,
+            weights / weights.sum(),
+            self._not_choices(batch, history_rows, target_rows, negative, asked),
+            counts,
+        )
         if settings.l2:
             loss = loss + settings.l2 * x[in_targets].square().sum(-1).mean()
+        if settings.residual_l2 and settings.residual:
+            # Each item has the same share in the penalty, however likely it is drawn.
+            even = np.exp(-self._log_share[negative]) / np.float32(len(self._known))
+            loss = loss + settings.residual_l2 * self._put(even) @ self.model.residual_norms(self._put(negative))
         return loss, float(weight.sum())
+
+    def _not_choices(
+        self,
+        batch: Batch,
+        history_rows: NDArray[np.int64],
+        target_rows: NDArray[np.int64],
+        negative: NDArray[np.int64],
+        asked: NDArray[np.intp],
+    ) -> NotChoices:
+        """Which drawn items the user has seen before a target, or are the target."""
+        places = np.where(batch.valid, np.searchsorted(negative, history_rows), len(negative))
+        drawn = np.append(negative, -1)[places] == history_rows
+        windows, positions = np.nonzero(drawn)
+        of_window = asked // batch.target.shape[1]
+        ends = batch.place.reshape(-1)[asked]
+        # All targets of a window against all seen items of it that were drawn.
+        begins = np.searchsorted(windows, of_window)
+        lengths = np.searchsorted(windows, of_window, side="right") - begins
+        target = np.repeat(np.arange(len(asked)), lengths)
+        seen = np.arange(len(target)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(begins, lengths)
+        before = positions[seen] < ends[target]
+        target, column = target[before], places[windows[seen[before]], positions[seen[before]]]
+        own = np.searchsorted(negative, target_rows)
+        is_own = np.flatnonzero(np.append(negative, -1)[own] == target_rows)
+        target, column = np.r_[target, is_own], np.r_[column, own[is_own]]
+        order = np.argsort(target, kind="stable")
+        return NotChoices(self._put(target[order]), self._put(column[order]))
 
     def _negatives(self) -> NDArray[np.int64]:
         """Distinct drawn items, ascending."""
@@ -237,25 +272,3 @@ def first_sights(events: EventTable, n: int) -> NDArray[np.bool_]:
     first = np.zeros(len(events), dtype=np.bool_)
     first[np.unique(events.user * n + events.row, return_index=True)[1]] = True
     return first
-
-
-def _choices(
-    batch: Batch,
-    history_rows: NDArray[np.int64],
-    target_rows: NDArray[np.int64],
-    negative: NDArray[np.int64],
-    asked: NDArray[np.intp],
-) -> NDArray[np.bool_]:
-    """(asked, negatives) which drawn items stand to choose: neither the target nor seen before it."""
-    windows, length = history_rows.shape
-    first_seen = np.full((windows, len(negative) + 1), length + 1)
-    at = np.searchsorted(negative, history_rows)
-    drawn = (at < len(negative)) & (negative[np.minimum(at, len(negative) - 1)] == history_rows) & batch.valid
-    at = np.where(drawn, at, len(negative))
-    # Backwards, so that the earliest sight of an item is written last.
-    for column in range(length - 1, -1, -1):
-        first_seen[np.arange(windows), at[:, column]] = column
-    window, place = asked // batch.target.shape[1], batch.place.reshape(-1)[asked]
-    unseen = first_seen[window, :-1] >= place[:, None]
-    choices: NDArray[np.bool_] = unseen & (negative != target_rows[:, None])
-    return choices

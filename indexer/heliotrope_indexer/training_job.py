@@ -33,7 +33,7 @@ from heliotrope_indexer.training import Learned, Trainer
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_indexer.weights import MANIFEST_FILE, WeightsManifest, publish_weights, read_weights, write_weights
 
-TRAINING_REVISION = 1
+TRAINING_REVISION = 2
 """Raised when the same input would give other weights."""
 CHECKPOINT_FILE = "checkpoint.pt"
 CURVES_FILE = "curves.csv"

@@ -34,6 +34,10 @@ class TrainingSettings(BaseModel):
     """Weight in the loss of events that are not positive but tell what people turn to, such as low ratings."""
     l2: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Weight in the loss of the squared length of the targets' vectors."""
+    residual_l2: Annotated[float, Field(ge=0, le=10)] = 0.3
+    """Weight in the loss of the mean squared length of the residuals of all items: the fewer events an item has, the
+    more it stands on its text.
+    """
     residual_dropout: _Share = 0.1
     """Share of items whose residual and bias are left out of a batch, so that text learns to stand alone."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
@@ -41,7 +45,7 @@ class TrainingSettings(BaseModel):
     """At most; the best epoch on the validation part is kept."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Epochs without a better NDCG@10 after which training stops."""
-    negatives: Annotated[int, Field(ge=1, le=65_536)] = 1_024
+    negatives: Annotated[int, Field(ge=1, le=65_536)] = 2_048
     """Drawn items that a batch shares, half of them by popularity, half evenly."""
     context: Annotated[int, Field(ge=1, le=4_096)] = 256
     """Events of the history that a target sees at least, where there are as many."""

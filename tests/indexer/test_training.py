@@ -86,7 +86,14 @@ def test_the_query_in_training_is_the_query_that_is_served() -> None:
 def test_with_every_item_drawn_the_loss_is_the_softmax_over_the_catalogue() -> None:
     events = some_events(users=4, count=60)
     settings = QUICK.model_copy(
-        update={"negatives": 20_000, "l2": 0.0, "residual_dropout": 0.0, "other_weight": 1.0, "context": 4_096}
+        update={
+            "negatives": 20_000,
+            "l2": 0.0,
+            "residual_l2": 0.0,
+            "residual_dropout": 0.0,
+            "other_weight": 1.0,
+            "context": 4_096,
+        }
     )
     trainer = trained(events, settings, epochs=1)
     model = trainer.model

@@ -108,7 +108,7 @@ def test_nothing_changed_means_nothing_done_and_a_change_replaces(
 def test_a_stopped_job_goes_on_and_ends_with_the_same_weights(
     stop_after: int, shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = QUICK.model_copy(update={"patience": 1, "learning_rate": 0.005})
+    settings = QUICK.model_copy(update={"patience": 3, "learning_rate": 0.002})
     straight = train(request(shop, tmp_path / "straight", settings), encoder, steps).manifest
     epoch, done = training_job.one_epoch, [0]
 
