@@ -19,6 +19,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "one-horizon": {"half_lives_s": [300.0]},
     "no-negatives": {"negative_feedback": False},
     "no-prior": {"prior": False},
+    "no-neighbours": {"neighbours": False},
 }
 """What can be left out of our model: name -> settings of `heliotrope train`, laid over those that were tuned."""
 

@@ -28,6 +28,7 @@ from heliotrope_indexer.features import features
 from heliotrope_indexer.item_vectors import ItemVectors, item_counts, learn_item_vectors, population_mean
 from heliotrope_indexer.job_input import JobInput, JobSources, read_input
 from heliotrope_indexer.manifest import DataSummary, Manifest
+from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.replay import Replay, hold_out
@@ -36,7 +37,7 @@ from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, r
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 6
+BUILD_REVISION = 7
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
@@ -77,6 +78,7 @@ class _Plan:
     learned_from: NDArray[np.float64]
     """(n,) the events that each item's residual was learned from; 0 for an item that stands on its text."""
     validation: dict[str, Any] | None
+    neighbours: Neighbours | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _build(
             scoring_matrices=plan.scoring_matrices,
             event_counts=plan.learned_from,
             query_mean=young.query_mean if young else None,
+            neighbours=plan.neighbours,
             parameters=parameters,
             index=index.index if index else None,
             data=data,
@@ -204,6 +207,7 @@ def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
         # Events that came after training have taught nothing yet: such an item still moves with its live users.
         learned_from=counts * np.array([item_id in trained for item_id in item_ids], dtype=np.float64),
         validation=weights.manifest.training.get("validation"),
+        neighbours=weights.item_neighbours(item_ids),
     )
 
 

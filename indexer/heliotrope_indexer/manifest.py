@@ -25,6 +25,8 @@ ARRAY_FILES = (
 )
 YOUNG_FILES = ("event_counts.npy", "query_mean.npy")
 """Arrays of a snapshot whose parameters say how young items move."""
+NEIGHBOUR_FILES = ("neighbours.npy", "neighbour_strengths.npy")
+"""Arrays of a snapshot whose parameters have neighbours."""
 ITEMS_FILE = "items.arrow"
 INDEX_FILE = "index.faiss"
 VERSION_PATTERN = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")
@@ -102,11 +104,12 @@ class Manifest(BaseModel):
                 f"{name} is invalid: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
             ) from error
         # Also keeps a manifest from object storage from naming a file outside of its folder.
-        unknown = manifest.files.keys() - {ITEMS_FILE, INDEX_FILE, *ARRAY_FILES, *YOUNG_FILES}
+        unknown = manifest.files.keys() - {ITEMS_FILE, INDEX_FILE, *ARRAY_FILES, *YOUNG_FILES, *NEIGHBOUR_FILES}
         if unknown:
             raise SnapshotFormatError(f"{name} lists the unknown file {sorted(unknown)[0]!r}")
-        needed = ARRAY_FILES if manifest.parameters.young is None else (*ARRAY_FILES, *YOUNG_FILES)
-        missing = {ITEMS_FILE, *needed} - manifest.files.keys()
+        young = () if manifest.parameters.young is None else YOUNG_FILES
+        neighbours = () if manifest.parameters.neighbours is None else NEIGHBOUR_FILES
+        missing = {ITEMS_FILE, *ARRAY_FILES, *young, *neighbours} - manifest.files.keys()
         if missing:
             raise SnapshotCorruptError(f"{name} lists no {sorted(missing)[0]}")
         return manifest

@@ -68,6 +68,17 @@ class YoungItems(BaseModel):
     """Bound on the length of r_i."""
 
 
+class Neighbourhood(BaseModel):
+    """How the items that a user likes speak for their neighbours; see neighbours."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: Annotated[int, Field(ge=1, le=10_000)]
+    """Only the newest liked items of a user speak, this many."""
+    weight: _Positive
+    """Of the summed strengths in the score."""
+
+
 DEFAULT_GAINS: Mapping[EventType, Gain] = {
     "view": Gain(weight=0.2),
     "click": Gain(weight=0.5),
@@ -85,7 +96,8 @@ class Parameters(BaseModel):
 
     With `s_h = sum g_e 2^(-(t - t_e)/half_life_h) x_e` and `m_h` the same sum over `abs(g_e)`:
     `v_h = (kappa_h * prior + s_h) / (kappa_h + m_h)` and
-    `score(u, i) = sum_h v_h^T A_h x_i + b_i + gamma * log1p(count_i(t)) + intercept`.
+    `score(u, i) = sum_h v_h^T A_h x_i + b_i + gamma * log1p(count_i(t)) + weight * sum_e s_ei + intercept`, where e
+    goes over the newest items that u likes and s_ei says how strongly e speaks for i (`neighbours`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +113,8 @@ class Parameters(BaseModel):
     """None: the retriever is exact."""
     young: YoungItems | None = None
     """None: a young item keeps its vector until the next snapshot."""
+    neighbours: Neighbourhood | None = None
+    """None: items do not speak for others."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from heliotrope_indexer.events import EventTable
+from heliotrope_indexer.neighbours import Neighbours, liked_items
 from heliotrope_indexer.parameters import EVENT_TYPES, Gain, Parameters
 
 NEGATIVE = -np.inf
@@ -108,6 +109,14 @@ class Replay:
             answer[user] = counts
         return answer
 
+    def neighbour_sums(self, neighbours: Neighbours, parameters: Parameters, items: int) -> NDArray[np.float32]:
+        """How strongly the newest `items` liked items of each user speak for every item (U, n)."""
+        liked = event_gains(self._own, parameters) > 0
+        own = self._own.select(liked)
+        history = liked_items(self._user[liked], own.row, own.time, self.users, self.n, items)
+        sums: NDArray[np.float32] = (history @ neighbours.matrix()).toarray().astype(np.float32)
+        return sums
+
     def scores(
         self,
         vectors: NDArray[np.float32],
@@ -115,8 +124,11 @@ class Replay:
         prior: NDArray[np.float32],
         scoring_matrices: NDArray[np.float32],
         parameters: Parameters,
+        neighbours: Neighbours | None = None,
     ) -> NDArray[np.float32]:
-        """The served score of every item for every user (U, n), without the intercept."""
+        """The served score of every item for every user (U, n), without the intercept; `neighbours` where the
+        parameters have them.
+        """
         query = sum(
             self.interest(vectors, parameters, prior, horizon) @ scoring_matrices[horizon]
             for horizon in range(parameters.horizons)
@@ -124,6 +136,9 @@ class Replay:
         scores: NDArray[np.float32] = np.asarray(query, dtype=np.float32) @ vectors.T + bias
         if parameters.live_popularity_weight:
             scores += np.float32(parameters.live_popularity_weight) * np.log1p(self.live_counts(parameters))
+        if parameters.neighbours is not None and neighbours is not None:
+            weight, items = np.float32(parameters.neighbours.weight), parameters.neighbours.items
+            scores += weight * self.neighbour_sums(neighbours, parameters, items)
         return scores
 
     def ranks(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -30,6 +30,7 @@ SEARCHED = (
     "residual_dropout",
     "dimension",
     "l2",
+    "residual_l2",
     "learning_rate",
 )
 FIRST_EPOCHS = 3
@@ -93,7 +94,9 @@ def search(
         sampler=optuna.samplers.TPESampler(seed=start.seed, n_startup_trials=max(trials // 2, 1)),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=FIRST_EPOCHS, reduction_factor=REDUCTION),
     )
-    study.enqueue_trial(dict(_place_of(start)) | {"l2": max(start.l2, 1e-4)})
+    study.enqueue_trial(
+        dict(_place_of(start)) | {"l2": max(start.l2, 1e-4), "residual_l2": max(start.residual_l2, 1e-3)}
+    )
     study.optimize(objective, n_trials=trials, catch=())
     settings, quality, _ = max(found, key=lambda each: each[1].ndcg_at_10)
     table = [
@@ -115,7 +118,7 @@ def best_popularity_half_life_s(validation: Validation) -> float:
 def _proposed(trial: optuna.Trial, start: TrainingSettings) -> TrainingSettings:
     """Settings around those to start from, which are always among the choices."""
     near = int(np.searchsorted(POPULARITY_HALF_LIVES_S, start.popularity_half_life_s))
-    rate, l2 = start.learning_rate, max(start.l2, 1e-4)
+    rate, l2, residual_l2 = start.learning_rate, max(start.l2, 1e-4), max(start.residual_l2, 1e-3)
     choices: dict[str, tuple[float | int, ...]] = {
         "popularity_half_life_s": POPULARITY_HALF_LIVES_S[max(near - 2, 0) : near + 3],
         "other_weight": (0.1, 0.3, 1.0),
@@ -127,6 +130,7 @@ def _proposed(trial: optuna.Trial, start: TrainingSettings) -> TrainingSettings:
     for name, usual in choices.items():
         found[name] = trial.suggest_categorical(name, sorted({*usual, getattr(start, name)}))
     found["l2"] = trial.suggest_float("l2", l2 / 10.0, min(l2 * 10.0, 10.0), log=True)
+    found["residual_l2"] = trial.suggest_float("residual_l2", residual_l2 / 5.0, min(residual_l2 * 5.0, 10.0), log=True)
     found["learning_rate"] = trial.suggest_float("learning_rate", rate / 2.5, min(rate * 2.0, 1.0), log=True)
     return start.model_copy(update=found)
 

@@ -12,7 +12,7 @@ import csv
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from heliotrope_indexer.calibration import Calibration, calibrate
 from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
 from heliotrope_indexer.errors import SettingsError, WeightsError
+from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.item_vectors import principal_axes
 from heliotrope_indexer.job_input import JobInput, JobSources, positive_events, read_input
-from heliotrope_indexer.parameters import Parameters
+from heliotrope_indexer.neighbours import HISTORY, WEIGHTS, Neighbours, fit_neighbours
+from heliotrope_indexer.parameters import Neighbourhood, Parameters
 from heliotrope_indexer.progress import Steps
-from heliotrope_indexer.replay import Quality, Replay, hold_out
+from heliotrope_indexer.replay import Quality, Replay, event_gains, hold_out
 from heliotrope_indexer.training import Learned, Trainer
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_indexer.weights import MANIFEST_FILE, WeightsManifest, publish_weights, read_weights, write_weights
@@ -77,6 +79,15 @@ class Validated:
     calibration: Calibration
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What the validation part says of neighbours: the weight, and the figures with them."""
+
+    weight: float
+    quality: Quality
+    calibration: Calibration
+
+
 class Validation:
     """Events that remain, targets to rank, and the text axes: what settings are compared on."""
 
@@ -108,6 +119,19 @@ class Validation:
             scores += np.float32(parameters.live_popularity_weight) * self._log_counts(parameters)
         return scores
 
+    def with_neighbours(
+        self, best: Validated, n: int, ridge: float, progress: Callable[[int], None] = lambda _: None
+    ) -> Chosen:
+        """The weight of the neighbours that ranks the held-out items best beside what was learned."""
+        parameters = best.learned.parameters
+        table = fit_neighbours(liked_events(self.remaining, parameters), n, ridge=ridge, progress=progress)
+        scores = self.scores(best.learned)
+        sums = self.replay.neighbour_sums(table, parameters, HISTORY)
+        qualities = [self.replay.quality(scores + np.float32(weight) * sums) for weight in WEIGHTS]
+        place = int(np.argmax([quality.ndcg_at_10 for quality in qualities]))
+        scores += np.float32(WEIGHTS[place]) * sums
+        return Chosen(WEIGHTS[place], qualities[place], calibrate(scores, self.replay.target_row))
+
     def _log_counts(self, parameters: Parameters) -> NDArray[np.float32]:
         half_life = parameters.popularity_half_life_s
         if half_life not in self._counts:
@@ -135,9 +159,17 @@ def train(request: TrainingRequest, encoder: Encoder, steps: Steps) -> TrainingR
     learned = validated.learned if validated else None
     if learned is None or request.refit:
         learned = run.refit(epochs)
-    run.write(encoder, learned, validated, epochs)
+    weight = 0.0
+    if validated and request.settings.neighbours:
+        weight, validated = run.weigh_neighbours(validated)
+    run.write(encoder, learned, validated, epochs, weight)
     publish_weights(draft, request.out)
     return TrainingResult(read_weights(request.out).manifest, False, run.resumed_at, job.rejects)
+
+
+def liked_events(events: EventTable, parameters: Parameters) -> EventTable:
+    """The events that speak for their item."""
+    return events.select(event_gains(events, parameters) > 0)
 
 
 def text_axes(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -186,6 +218,7 @@ class _Run:
         self._input_hash = input_hash
         self._axes = text_axes(job.features, request.settings.text_axes)
         self._text = np.ascontiguousarray(job.features @ self._axes.T)
+        self._validation = Validation(job, request.sources.positive_rating, seed=request.settings.seed)
         self._started = time.monotonic()
         self._checkpoint = self._read_checkpoint()
         self.resumed_at = self._checkpoint["total_epochs"] if self._checkpoint else None
@@ -194,7 +227,7 @@ class _Run:
     def validate(self) -> tuple[Validated | None, int]:
         """The best epoch (None where nothing can be held out), and how many epochs to train on everything."""
         settings = self._request.settings
-        validation = Validation(self._job, self._request.sources.positive_rating, seed=settings.seed)
+        validation = self._validation
         if not validation.users:
             return None, min(_UNMEASURED_EPOCHS, settings.epochs)
         kept = self._checkpoint
@@ -235,7 +268,17 @@ class _Run:
                 self._keep("refit", trainer, best, loss, None)
         return trainer.learned()
 
-    def write(self, encoder: Encoder, learned: Learned, validated: Validated | None, epochs: int) -> None:
+    def weigh_neighbours(self, best: Validated) -> tuple[float, Validated]:
+        """The weight of neighbours, and what is reached with them on the validation part."""
+        with self._steps.step("weigh neighbours"):
+            chosen = self._validation.with_neighbours(
+                best, len(self._job.items), self._request.settings.neighbour_ridge
+            )
+        return chosen.weight, replace(best, quality=chosen.quality, calibration=chosen.calibration)
+
+    def write(
+        self, encoder: Encoder, learned: Learned, validated: Validated | None, epochs: int, neighbour_weight: float
+    ) -> None:
         """Writes the weights into the draft folder, calibrated."""
         job, settings = self._job, self._request.settings
         calibration = validated.calibration if validated else Calibration(1.0, 0.0, float("nan"))
@@ -247,6 +290,11 @@ class _Run:
                 "intercept": calibration.intercept,
             }
         )
+        neighbours = None
+        if neighbour_weight:
+            weight = neighbour_weight * calibration.slope
+            parameters = parameters.model_copy(update={"neighbours": Neighbourhood(items=HISTORY, weight=weight)})
+            neighbours = self._neighbours(parameters, known)
         training: dict[str, Any] = {
             "epochs": epochs,
             "seconds": round(time.monotonic() - self._started, 1),
@@ -270,6 +318,7 @@ class _Run:
                 "residuals": arrays["residual"][known],
                 "biases": arrays["bias"][known] * slope,
             },
+            neighbours=neighbours,
             parameters=parameters,
             model_version=encoder.model_version,
             model_variant=encoder.variant,
@@ -280,6 +329,17 @@ class _Run:
             input_hash=self._input_hash,
         )
         (self._draft / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    def _neighbours(self, parameters: Parameters, known: NDArray[np.int64]) -> Neighbours:
+        """Those of the `known` items (m,), among them, from the events that the weights were learned from."""
+        events, n = self._job.events if self._request.refit else self._validation.remaining, len(self._job.items)
+        with self._steps.step("learn neighbours", len(known)) as advance:
+            table = fit_neighbours(
+                liked_events(events, parameters), n, ridge=self._request.settings.neighbour_ridge, progress=advance
+            )
+        row_of = np.full(n, -1)
+        row_of[known] = np.arange(len(known))
+        return table.renumbered(known, row_of)
 
     def _trainer(self, events: Any, positive: NDArray[np.bool_]) -> Trainer:
         return Trainer(

@@ -61,6 +61,10 @@ class TrainingSettings(BaseModel):
     """False: a user without events has a zero vector."""
     popularity: bool = True
     """False: no live popularity."""
+    neighbours: bool = True
+    """False: no item speaks for its neighbours."""
+    neighbour_ridge: _Positive = 30.0
+    """Users that must have taken two items together before it means much."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @classmethod

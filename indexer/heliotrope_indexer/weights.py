@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from heliotrope_indexer.errors import WeightsError
-from heliotrope_indexer.manifest import FileEntry, file_sha256
+from heliotrope_indexer.manifest import NEIGHBOUR_FILES, FileEntry, file_sha256
+from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 
 FORMAT_VERSION = 1
@@ -78,6 +79,8 @@ class Weights:
     """(m, d)."""
     biases: Matrix
     """(m,)."""
+    neighbours: Neighbours | None
+    """(m, k) among the m items; None unless the parameters have them."""
 
     @property
     def version(self) -> str:
@@ -96,12 +99,23 @@ class Weights:
         bias[known >= 0] = self.biases[known[known >= 0]]
         return np.ascontiguousarray(vectors, dtype=np.float32), bias
 
+    def item_neighbours(self, item_ids: Sequence[str]) -> Neighbours | None:
+        """The neighbours of a catalogue's items, among them."""
+        if self.neighbours is None:
+            return None
+        rows = {item_id: row for row, item_id in enumerate(item_ids)}
+        row_of = np.array([rows.get(item_id, -1) for item_id in self.item_ids], dtype=np.int64)
+        places = np.full(len(item_ids), -1, dtype=np.int64)
+        places[row_of[row_of >= 0]] = np.flatnonzero(row_of >= 0)
+        return self.neighbours.renumbered(places, row_of)
+
 
 def write_weights(
     folder: Path,
     *,
     item_ids: Sequence[str],
     arrays: Mapping[str, Matrix],
+    neighbours: Neighbours | None,
     parameters: Parameters,
     model_version: str,
     model_variant: str,
@@ -121,6 +135,10 @@ def write_weights(
         if not np.isfinite(array).all():
             raise WeightsError(f"training ended with values in {name} that are not finite; lower the learning rate")
         np.save(folder / name, array, allow_pickle=False)
+    tables = () if neighbours is None else NEIGHBOUR_FILES
+    if neighbours is not None:
+        for name, table in zip(tables, (neighbours.rows, neighbours.strengths), strict=True):
+            np.save(folder / name, table, allow_pickle=False)
     (folder / ITEMS_FILE).write_text(json.dumps(list(item_ids)), encoding="utf-8")
     manifest = WeightsManifest(
         model_version=model_version,
@@ -133,7 +151,7 @@ def write_weights(
         input_hash=input_hash,
         files={
             name: FileEntry(sha256=file_sha256(folder / name), bytes=(folder / name).stat().st_size)
-            for name in (ITEMS_FILE, *ARRAY_FILES)
+            for name in (ITEMS_FILE, *ARRAY_FILES, *tables)
         },
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -174,14 +192,18 @@ def read_weights(folder: Path) -> Weights:
         raise WeightsError(f"{folder / MANIFEST_FILE} is invalid: {first['loc']} {first['msg']}") from error
     except ValueError as error:
         raise WeightsError(f"{folder / MANIFEST_FILE} is not valid JSON: {error}") from error
-    for name in (ITEMS_FILE, *ARRAY_FILES):
+    tables = () if manifest.parameters.neighbours is None else NEIGHBOUR_FILES
+    for name in (ITEMS_FILE, *ARRAY_FILES, *tables):
         path = folder / name
         if name not in manifest.files or not path.is_file() or file_sha256(path) != manifest.files[name].sha256:
             raise WeightsError(f"{path} is missing or has other bytes than {MANIFEST_FILE} says")
     arrays = {name.removesuffix(".npy"): np.load(folder / name, allow_pickle=False) for name in ARRAY_FILES}
     item_ids = tuple(json.loads((folder / ITEMS_FILE).read_text(encoding="utf-8")))
     _check_shapes(folder, manifest, len(item_ids), arrays)
-    return Weights(manifest, item_ids, **arrays)
+    neighbours = Neighbours(*(np.load(folder / name, allow_pickle=False) for name in tables)) if tables else None
+    if neighbours is not None:
+        _check_neighbours(folder, neighbours, len(item_ids))
+    return Weights(manifest, item_ids, **arrays, neighbours=neighbours)
 
 
 def _check_shapes(folder: Path, manifest: WeightsManifest, m: int, arrays: Mapping[str, Matrix]) -> None:
@@ -198,3 +220,13 @@ def _check_shapes(folder: Path, manifest: WeightsManifest, m: int, arrays: Mappi
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise WeightsError(f"{folder / name}.npy has the shape {arrays[name].shape}; expected {shape}")
+
+
+def _check_neighbours(folder: Path, neighbours: Neighbours, m: int) -> None:
+    rows, strengths = neighbours.rows, neighbours.strengths
+    if rows.ndim != 2 or len(rows) != m or rows.shape != strengths.shape:
+        raise WeightsError(f"{folder} has neighbours {rows.shape} and strengths {strengths.shape}; expected ({m}, k)")
+    if rows.dtype != np.int32 or rows.min(initial=0) < -1 or rows.max(initial=-1) >= m:
+        raise WeightsError(f"{folder} has neighbours outside of -1 .. {m - 1}")
+    if strengths.dtype != np.float32 or not np.isfinite(strengths).all():
+        raise WeightsError(f"{folder} has strengths of neighbours that are not finite float32")

@@ -13,6 +13,7 @@ from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.neighbours import SuggestionCache, Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
@@ -98,6 +99,7 @@ class Answerer:
         self._retriever: Retriever = make_retriever(catalogue)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
+        self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache()
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
@@ -148,6 +150,7 @@ class Answerer:
                 vectors[place],
                 question.wanted if (shape := plans[place]) is None else shape.asked,
                 self._excluded_rows(question, profiles[place]),
+                self._suggestions(profiles[place]),
             )
             for place, question in enumerate(questions)
         ]
@@ -222,6 +225,11 @@ class Answerer:
             named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
             rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
         return rows
+
+    def _suggestions(self, profile: Profile | None) -> Suggestions | None:
+        if profile is None or self._suggested is None:
+            return None
+        return self._suggested.of(profile, self.catalogue)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
         """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""

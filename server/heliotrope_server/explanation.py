@@ -2,10 +2,11 @@
 
 The score is linear in the user's events, so with x_e the vector of event e's item
 
-    score(u, i) = sum over e of [ sum_h g_e 2^(-(t - t_e)/T_h) / (kappa_h + m_h) * x_e . A_h x_i ]
+    score(u, i) = sum over e of [ sum_h g_e 2^(-(t - t_e)/T_h) / (kappa_h + m_h) * x_e . A_h x_i + what e says of i ]
                 + the same for the folded sum + the same for kappa_h * prior + b_i + live boost + freshness + intercept
 
-holds to float rounding; nothing here approximates.
+holds to float rounding; nothing here approximates. What an item says of its neighbours counts for the newest positive
+event on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.neighbours import said_of
 from heliotrope_server.profile import Profile
 
 EVENT = 1
@@ -79,6 +81,12 @@ def explain(
         event_shares.append(np.einsum("h,d,hdk->k", weights, vector.astype(np.float64), towards))
         explained.append(event)
 
+    said = {} if profile is None else said_of(profile, catalogue, rows)
+    for share, event in zip(event_shares, explained, strict=True):
+        share += said.pop((event.item_id, event.time_us), 0.0)
+    for shares in said.values():
+        # By an event that is folded with others.
+        folded_share = shares if folded_share is None else folded_share + shares
     answers = []
     for place, row in enumerate(rows):
         parts = [

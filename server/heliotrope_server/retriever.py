@@ -1,10 +1,11 @@
 """Candidate search and the exact scoring pass.
 
-    score(u, i) = q . x_i + b_i + gamma * log1p(count_i(t)) + intercept,    q = sum_h v_h A_h
+    score(u, i) = q . x_i + b_i + gamma * log1p(count_i(t)) + suggestion_ui + intercept,    q = sum_h v_h A_h
 
 Two retrievers, one contract: `ExactRetriever` scores everything with one matrix product; `FaissRetriever` searches
 an index over [x_i ; b_i] for candidates and re-scores those exactly, in float32, with every term. Rows of the delta and
-the trending rows are always among the candidates.
+the trending rows are always among the candidates, and so is every suggested row (see neighbours) that could be in the
+list.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.neighbours import Suggestions
 
 TRENDING = 512
 MAX_CANDIDATES = 4096
@@ -22,11 +24,14 @@ WIDENING = 4
 
 
 class Query(NamedTuple):
-    """One user's question to the retriever: the query vector q (d,), how many rows, and the rows to leave out."""
+    """One user's question to the retriever: the query vector q (d,), how many rows, the rows to leave out, and what
+    the user's liked items say of their neighbours.
+    """
 
     vector: NDArray[np.float32]
     wanted: int
     excluded: NDArray[np.int64]
+    suggestions: Suggestions | None = None
 
 
 class Ranking(NamedTuple):
@@ -125,6 +130,8 @@ def exact_scores(
     bias[~main] = live.delta_bias[rows[~main] - catalogue.base_count]
     scores: NDArray[np.float32] = item_vectors(catalogue, live, rows) @ query.vector
     scores += bias + live.boosts[rows] + np.float32(catalogue.parameters.intercept)
+    if query.suggestions is not None:
+        query.suggestions.add_to(scores, rows)
     scores[np.isin(rows, query.excluded)] = -np.inf
     if live.alive is not None:
         scores[~live.alive[rows]] = -np.inf
@@ -165,6 +172,8 @@ class ExactRetriever:
         if live.alive is not None:
             scores[:, ~live.alive] = -np.inf
         for row_scores, query in zip(scores, queries, strict=True):
+            if query.suggestions is not None:
+                row_scores[query.suggestions.rows] += query.suggestions.gains
             row_scores[query.excluded] = -np.inf
         return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
 
@@ -267,7 +276,11 @@ class FaissRetriever:
         rows: NDArray[np.int64],
         last_base: float,
     ) -> Ranking:
+        met = None if query.suggestions is None else query.suggestions.add_to(scores, rows)
         self._exclude(query.excluded, scores, rows)
+        if query.suggestions is not None and met is not None:
+            extra, more = self._unmet(query, query.suggestions, ~met, live, scores, last_base)
+            scores, rows = np.concatenate([scores, extra]), np.concatenate([rows, more])
         ranking = _best(scores, rows, query.wanted)
         if len(ranking.rows) < query.wanted:
             return self._exhaustive.rank([query], live)[0]
@@ -275,6 +288,30 @@ class FaissRetriever:
         # that costs is the index's measured recall.)
         cut_off = float(ranking.scores[-1] - self._intercept)
         return ranking._replace(certified=live.outside == 0.0 or last_base + live.outside <= cut_off)
+
+    def _unmet(
+        self,
+        query: Query,
+        suggested: Suggestions,
+        unmet: NDArray[np.bool_],
+        live: LiveView,
+        scores: NDArray[np.float32],
+        last_base: float,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and rows of what is suggested and no candidate, as far as it can reach the list.
+
+        What the search did not find has at most `last_base` without the suggestion. Delta, trending and moved rows are
+        always candidates: these are rows of the snapshot, at their own vectors.
+        """
+        alone = suggested.gains + live.boosts[suggested.rows]
+        if query.wanted <= len(scores):
+            bar = np.partition(scores, -query.wanted)[-query.wanted] - self._intercept
+            unmet &= last_base + alone >= bar
+        rows = suggested.rows[unmet]
+        extra: NDArray[np.float32] = self._vectors[rows] @ query.vector + self._bias[rows] + alone[unmet]
+        extra += self._intercept
+        self._exclude(query.excluded, extra, rows)
+        return extra, rows
 
     def _exclude(self, excluded: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         if not len(excluded):

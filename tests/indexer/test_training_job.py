@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from heliotrope_indexer import command, input_settings, train_command, training_job, tune_command
 from heliotrope_indexer.build import BuildRequest, build
 from heliotrope_indexer.errors import SettingsError, WeightsError
 from heliotrope_indexer.features import features
+from heliotrope_indexer.job_input import read_input
+from heliotrope_indexer.neighbours import fit_neighbours
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.source import Source
@@ -60,6 +63,40 @@ def test_trained_weights_become_a_snapshot(shop: Shop, encoder: WordEncoder, ste
     place = weights.item_ids.index("i4")
     np.testing.assert_allclose(snapshot.vectors[4], text[4] + weights.residuals[place], atol=1e-5)
     np.testing.assert_allclose(snapshot.project(pooled)[30], text[30], atol=1e-5)
+
+
+def test_neighbours_travel_with_the_weights(
+    shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_job, "WEIGHTS", (4.0,))
+    train(request(shop, tmp_path / "weights"), encoder, steps)
+    weights = read_weights(tmp_path / "weights")
+    assert weights.neighbours is not None
+    assert weights.neighbours.strengths.any()
+    job = read_input(shop().sources, tmp_path / "rejects.jsonl", encoder, steps)
+    liked = training_job.liked_events(job.events, weights.manifest.parameters)
+    expected = fit_neighbours(liked, len(job.items), ridge=QUICK.neighbour_ridge)
+    # Another order of the catalogue, a new item and one that is gone: each item keeps its neighbours.
+    path = shop().sources.catalogue.path
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [*reversed([line for line in lines if not line.startswith("i4,")]), "new,thing 99 of kind 3,kind3"]
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    build(shop(weights=tmp_path / "weights"), encoder, steps)
+    snapshot = shop().store.open()
+    assert snapshot.neighbours is not None
+    found, wanted = snapshot.neighbours.matrix(), expected.matrix()
+    for item in range(30):
+        row = snapshot.row_of(f"i{item}")
+        if row is None:
+            continue
+        named = {snapshot.item_ids[other]: value for other, value in zip(*sp.find(found[row])[1:], strict=True)}
+        known = {f"i{other}": value for other, value in zip(*sp.find(wanted[item])[1:], strict=True) if other != 4}
+        assert named == pytest.approx(known)
+    new = snapshot.row_of("new")
+    assert new is not None
+    assert (snapshot.neighbours.rows[new] == -1).all()
+    off = QUICK.model_copy(update={"neighbours": False})
+    assert train(request(shop, tmp_path / "off", off), encoder, steps).manifest.parameters.neighbours is None
 
 
 def test_events_that_came_after_training_leave_an_item_young(

@@ -50,7 +50,7 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("seed", range(6))
 async def test_contributions_sum_to_the_score_for_every_recommendation(tmp_path, seed):
     rng = np.random.default_rng(seed)
-    served = worlds.catalogue(tmp_path, seed=seed, with_index=bool(seed % 2))
+    served = worlds.catalogue(tmp_path, seed=seed, with_index=bool(seed % 2), neighbour_weight=float(seed // 3))
     async with worlds.engine(tmp_path, served, wall_clock=clock, ring_size=16) as engine:
         await engine.record(worlds.random_events(rng, 150, now_s=NOW_S, days=60.0))
         await engine.record([event("undo", user="u0", kind=EventKind.UNDO, undone="e5")])

@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.parameters import Parameters, SearchParameters, YoungItems
+from heliotrope_indexer.neighbours import Neighbours
+from heliotrope_indexer.parameters import Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
@@ -22,6 +23,8 @@ from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
 DAY_S = 86_400.0
+NEIGHBOUR_ITEMS = 12
+"""Newest liked items that speak for their neighbours, in a world that has them."""
 YOUNG = YoungItems(below_events=3, step=0.8, shrinkage=2.0, max_query=2.0, max_norm=1.5)
 
 
@@ -39,8 +42,11 @@ def publish(
     vector_scale: float = 1.0,
     labelled: bool = False,
     young: YoungItems | None = None,
+    neighbour_weight: float = 0.0,
 ) -> str:
     """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version.
+
+    With a `neighbour_weight` every item but each third names 5 others.
 
     With `labelled` item r has the categories c(r % 7) and even or odd, and the provider p(r % 5), p0 meaning none.
     """
@@ -64,6 +70,7 @@ def publish(
         intercept=intercept,
         search=search,
         young=young,
+        neighbours=Neighbourhood(items=NEIGHBOUR_ITEMS, weight=neighbour_weight) if neighbour_weight else None,
     )
     folder = store.parent / f".draft-{seed}-{items}-{dimension}"
     write_snapshot(
@@ -76,10 +83,19 @@ def publish(
         # Every second item is unknown to the snapshot.
         event_counts=np.arange(items) % 2 * 100.0,
         query_mean=rng.normal(scale=0.1, size=dimension),
+        neighbours=_neighbours(items, seed) if neighbour_weight else None,
         parameters=parameters,
         index=index,
     )
     return SnapshotStore(store).publish(folder)
+
+
+def _neighbours(items: int, seed: int) -> Neighbours:
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.choice(items, 5, replace=False) for _ in range(items)]).astype(np.int32)
+    strengths = rng.exponential(size=rows.shape).astype(np.float32)
+    rows[::3], strengths[::3] = -1, 0.0
+    return Neighbours(rows, strengths)
 
 
 def _item(number: int, labelled: bool) -> CatalogItem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError, SnapshotNotFoundError
 from heliotrope_indexer.features import features
-from heliotrope_indexer.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, Manifest, check_size
+from heliotrope_indexer.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, NEIGHBOUR_FILES, Manifest, check_size
+from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Snapshot:
     query_mean: NDArray[np.float32] | None
     """(d,): the mean query of all positive events; None unless `parameters.young` is set."""
 
+    neighbours: Neighbours | None
+    """(n, k): None unless `parameters.neighbours` is set."""
+
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         """Opens the snapshot in the folder `path`.
 
@@ -68,6 +72,7 @@ class Snapshot:
         has_young = self.parameters.young is not None
         self.event_counts = self._array("event_counts.npy", (n,)) if has_young else None
         self.query_mean = self._array("query_mean.npy", (d,)) if has_young else None
+        self.neighbours = self._read_neighbours(n) if self.parameters.neighbours is not None else None
         self._items = self._read_items()
         self.item_ids = self._items.column("item_id").to_pylist()
         # Snapshots written before items had a provider lack the column.
@@ -127,16 +132,31 @@ class Snapshot:
         """
         return features(pooled, self.feature_mean) @ self.projection.T
 
+    def _read_neighbours(self, n: int) -> Neighbours:
+        rows_file, strengths_file = NEIGHBOUR_FILES
+        rows = self._loaded(rows_file)
+        if rows.dtype != np.int32 or rows.ndim != 2 or len(rows) != n:
+            raise SnapshotFormatError(
+                f"{rows_file} of snapshot {self.version} is {rows.dtype} {rows.shape}; expected int32 ({n}, k)"
+            )
+        if rows.min(initial=0) < -1 or rows.max(initial=-1) >= n:
+            raise SnapshotFormatError(f"{rows_file} of snapshot {self.version} names rows outside of -1 .. {n - 1}")
+        return Neighbours(rows, self._array(strengths_file, rows.shape))
+
     def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        try:
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise SnapshotCorruptError(f"{name} of snapshot {self.version} is not an array: {error}") from error
+        array = self._loaded(name)
         if array.shape != shape or array.dtype != np.float32:
             raise SnapshotFormatError(
                 f"{name} of snapshot {self.version} is {array.dtype} {array.shape}; expected float32 {shape}"
             )
-        return array  # type: ignore[no-any-return]
+        return array
+
+    def _loaded(self, name: str) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise SnapshotCorruptError(f"{name} of snapshot {self.version} is not an array: {error}") from error
+        return array
 
     def _read_items(self) -> pa.Table:
         try:

@@ -21,12 +21,14 @@ from heliotrope_indexer.manifest import (
     INDEX_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
+    NEIGHBOUR_FILES,
     DataSummary,
     FileEntry,
     Manifest,
     content_hash,
     file_sha256,
 )
+from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def write_snapshot(
     scoring_matrices: ArrayLike | None = None,
     event_counts: ArrayLike | None = None,
     query_mean: ArrayLike | None = None,
+    neighbours: Neighbours | None = None,
     index: faiss.Index | None = None,
     data: DataSummary | None = None,
     quality: Mapping[str, Any] | None = None,
@@ -57,7 +60,8 @@ def write_snapshot(
 
     Shapes: vectors (n, d), bias (n,) default 0, projection (d, D) default identity with D = d, feature_mean
     (D,) default 0, prior (d,) default 0, scoring_matrices (H, d, d) default identity / H; event_counts (n,) and
-    query_mean (d,) belong to parameters for young items and are needed with them.
+    query_mean (d,) belong to parameters for young items and are needed with them, as `neighbours` (n, k) are with
+    parameters for neighbours.
     Every file is synced to disk and the manifest is written last. To make it visible:
 
         write_snapshot(folder, items=items, vectors=vectors, parameters=parameters)
@@ -87,6 +91,9 @@ def write_snapshot(
             raise SnapshotFormatError("parameters for young items need event_counts and query_mean: one is missing")
         arrays["event_counts.npy"] = _checked("event_counts", event_counts, (n,))
         arrays["query_mean.npy"] = _checked("query_mean", query_mean, (d,))
+    if (neighbours is None) != (parameters.neighbours is None):
+        raise SnapshotFormatError("neighbours and their parameters come together: one of the two is missing")
+    tables = {} if neighbours is None else _neighbour_tables(neighbours, n)
     _check_items(items, n)
     if (index is None) != (parameters.search is None):
         raise SnapshotFormatError("an index and its search parameters come together: one of the two is missing")
@@ -94,14 +101,14 @@ def write_snapshot(
         raise SnapshotFormatError(f"the index holds ({index.ntotal}, {index.d}); expected ({n}, >= {d + 1})")
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
+    for name, array in (*arrays.items(), *tables.items()):
         np.save(folder / name, array, allow_pickle=False)
     _write_items(folder / ITEMS_FILE, items)
     if index is not None:
         import faiss
 
         faiss.write_index(index, str(folder / INDEX_FILE))
-    names = [ITEMS_FILE, *arrays, *([INDEX_FILE] if index is not None else [])]
+    names = [ITEMS_FILE, *arrays, *tables, *([INDEX_FILE] if index is not None else [])]
     files = {}
     for name in names:
         sync(folder / name)
@@ -145,6 +152,14 @@ def _checked(name: str, values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np
     if not np.isfinite(array).all():
         raise SnapshotFormatError(f"{name} holds values that are not finite")
     return array
+
+
+def _neighbour_tables(neighbours: Neighbours, n: int) -> dict[str, NDArray[Any]]:
+    rows = np.ascontiguousarray(neighbours.rows, dtype=np.int32)
+    if rows.ndim != 2 or len(rows) != n or rows.min(initial=0) < -1 or rows.max(initial=-1) >= n:
+        raise SnapshotFormatError(f"neighbours must be ({n}, k) rows from -1 to {n - 1}")
+    strengths = _checked("neighbour strengths", neighbours.strengths, rows.shape)
+    return dict(zip(NEIGHBOUR_FILES, (rows, strengths), strict=True))
 
 
 def _check_items(items: Sequence[CatalogItem], n: int) -> None:
