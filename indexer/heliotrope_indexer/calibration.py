@@ -29,17 +29,26 @@ class Calibration:
     """Mean of both halves on the sample it was fitted to; 0.693 is a coin."""
 
 
-def calibrate(scores: NDArray[np.float32], target_row: NDArray[np.int64], *, seed: int = 0) -> Calibration:
-    """Fits slope and intercept to scores (U, n) of held-out targets (U,) against items drawn evenly."""
+def calibrate(
+    scores: NDArray[np.float32],
+    target_row: NDArray[np.int64],
+    seen: tuple[NDArray[np.int64], NDArray[np.int64]],
+    *,
+    seed: int = 0,
+) -> Calibration:
+    """Fits slope and intercept to scores (U, n) of held-out targets (U,) against items drawn evenly from those that are
+    neither the target nor among the `seen` pairs (users, rows), which would be the likeliest of all.
+    """
     users, n = scores.shape
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, n, size=(users, _NEGATIVES_PER_TARGET))
+    choices = ~np.isin(np.arange(users)[:, None] * n + drawn, seen[0] * n + seen[1]) & (drawn != target_row[:, None])
     positive = scores[np.arange(users), target_row].astype(np.float64)
     negative = np.take_along_axis(scores, drawn, axis=1).ravel().astype(np.float64)
     spread = max(float(np.std(np.concatenate([positive, negative]))), 1e-9)
     x = np.concatenate([positive, negative]) / spread
     y = np.concatenate([np.ones(users), np.zeros(len(negative))])
-    weight = np.concatenate([np.full(users, 0.5 / users), np.full(len(negative), 0.5 / len(negative))])
+    weight = np.concatenate([np.full(users, 0.5 / users), choices.ravel() * (0.5 / max(int(choices.sum()), 1))])
     slope, intercept = 1.0, 0.0
     design = np.stack([x, np.ones_like(x)])
     for _ in range(_STEPS):

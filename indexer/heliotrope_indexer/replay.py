@@ -148,7 +148,7 @@ class Replay:
         higher = (scores > own[:, None]).sum(axis=1)
         same = (scores == own[:, None]).sum(axis=1)
         # Seen items are taken out afterwards: cheaper than masking a copy of all scores.
-        seen = self._seen_pairs()
+        seen = self.seen_pairs()
         seen_scores = scores[seen[0], seen[1]]
         higher -= np.bincount(seen[0], weights=seen_scores > own[seen[0]], minlength=self.users).astype(np.int64)
         same -= np.bincount(seen[0], weights=seen_scores == own[seen[0]], minlength=self.users).astype(np.int64)
@@ -163,7 +163,7 @@ class Replay:
         ndcg = (gains[last] - gains[first]) / (same + 1)
         return Quality(self.users, float(hit.mean()), float(ndcg.mean()))
 
-    def _seen_pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def seen_pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Distinct (user, item) pairs of the histories; the target is never among them, even if seen
         before.
         """

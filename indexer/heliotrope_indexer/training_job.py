@@ -130,7 +130,11 @@ class Validation:
         qualities = [self.replay.quality(scores + np.float32(weight) * sums) for weight in WEIGHTS]
         place = int(np.argmax([quality.ndcg_at_10 for quality in qualities]))
         scores += np.float32(WEIGHTS[place]) * sums
-        return Chosen(WEIGHTS[place], qualities[place], calibrate(scores, self.replay.target_row))
+        return Chosen(WEIGHTS[place], qualities[place], self.calibration(scores))
+
+    def calibration(self, scores: NDArray[np.float32]) -> Calibration:
+        """What makes probabilities of scores (U, n)."""
+        return calibrate(scores, self.replay.target_row, self.replay.seen_pairs())
 
     def _log_counts(self, parameters: Parameters) -> NDArray[np.float32]:
         half_life = parameters.popularity_half_life_s
@@ -196,7 +200,7 @@ def validate(
         scores = validation.scores(learned)
         quality = validation.replay.quality(scores)
         if best is None or quality.ndcg_at_10 > best.quality.ndcg_at_10:
-            best = Validated(learned, trainer.epochs, quality, calibrate(scores, validation.replay.target_row))
+            best = Validated(learned, trainer.epochs, quality, validation.calibration(scores))
         after_epoch(trainer.epochs, loss, quality, best)
     return best
 

@@ -91,7 +91,7 @@ class Tuner:
     def finish(self, recipe: Recipe, *, trials: int = 1) -> Tuned:
         """Calibrates a recipe and turns it into parameters."""
         scores = self._scores(recipe)
-        calibration = calibrate(scores, self._replay.target_row)
+        calibration = calibrate(scores, self._replay.target_row, self._replay.seen_pairs())
         return Tuned(recipe, self._scoring(recipe, calibration), self._replay.quality(scores), calibration, trials)
 
     def quality(self, recipe: Recipe) -> Quality:
