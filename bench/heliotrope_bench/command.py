@@ -1,5 +1,5 @@
-"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second) and
-`learning` (what feedback gains, and what fake feedback can do)."""
+"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
+`train` (time of the training job) and `learning` (what feedback gains, and what fake feedback can do)."""
 
 import sys
 from typing import TypeVar
@@ -20,9 +20,10 @@ commands:
   quality         replay of real data sets through the served system, beside other models
   quality-report  the page of tables and plots from what quality wrote
   encode          texts per second of the encoder, beside bare ONNX Runtime on the same batches
+  train           time and memory of the training job, on as many events as you like
   learning        what online learning gains with simulated users, and what an attack on it can do
 
-`load`, `encode` and `learning` take --out FILE.json, `quality` --results FOLDER for the raw results.
+`load`, `encode`, `train` and `learning` take --out FILE.json, `quality` --results FOLDER for the raw results.
 `heliotrope bench COMMAND --help` describes the options."""
 
 
@@ -50,13 +51,18 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import encode
 
             encode.run(parse(encode.EncodeOptions, rest), rest, console)
+        elif command == "train":
+            from heliotrope_bench import train
+
+            train.run(parse(train.TrainOptions, rest), rest, console)
         elif command == "learning":
             from heliotrope_bench import learning
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
         else:
             print(
-                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode or learning",
+                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train or "
+                "learning",
                 file=sys.stderr,
             )
             return 2
