@@ -99,7 +99,7 @@ class Answerer:
         self._retriever: Retriever = make_retriever(catalogue)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
-        self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache()
+        self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
@@ -229,7 +229,7 @@ class Answerer:
     def _suggestions(self, profile: Profile | None) -> Suggestions | None:
         if profile is None or self._suggested is None:
             return None
-        return self._suggested.of(profile, self.catalogue)
+        return self._suggested.of(profile)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
         """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""

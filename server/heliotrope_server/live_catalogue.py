@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 
@@ -64,6 +65,8 @@ class LiveCatalogue:
         # x_i (n, d) and b_i (n,) of the snapshot as plain arrays: slicing a numpy.memmap costs microseconds more.
         self.base_vectors: NDArray[np.float32] = snapshot.vectors.view(np.ndarray)
         self.base_bias = snapshot.bias.view(np.ndarray)
+        table = snapshot.neighbours
+        self.neighbours = table and Neighbours(table.rows.view(np.ndarray), table.strengths.view(np.ndarray))
         self.item_ids: list[str] = list(snapshot.item_ids)
         self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self.alive: NDArray[np.bool_] = np.ones(self.base_count + _FIRST_CAPACITY, dtype=np.bool_)

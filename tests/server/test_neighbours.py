@@ -123,16 +123,16 @@ async def test_a_removed_item_is_not_suggested_and_a_replaced_one_is_at_its_new_
 def test_the_cache_is_bounded_and_follows_the_profile(tmp_path, monkeypatch):
     monkeypatch.setattr("heliotrope_server.neighbours.CACHED", 2)
     served = worlds.catalogue(tmp_path, neighbour_weight=1.0)
-    cache, profiles = SuggestionCache(), []
+    cache, profiles = SuggestionCache(served), []
     for number in range(4):
         profile = Profile(f"u{number}", served)
         profile.counted = {f"i{1 + 3 * number}": 5}
         profiles.append(profile)
-    found = [cache.of(profile, served) for profile in profiles]
+    found = [cache.of(profile) for profile in profiles]
     assert len(cache._kept) == 2
-    assert cache.of(profiles[3], served) is found[3]
+    assert cache.of(profiles[3]) is found[3]
     profiles[3].counted["i2"], profiles[3].lsn = 6, 1
-    again = cache.of(profiles[3], served)
+    again = cache.of(profiles[3])
     assert again is not found[3]
     np.testing.assert_array_equal(again.rows, suggestions(profiles[3], served).rows)
     assert speaking_items(profiles[3], 1) == ["i2"]
