@@ -18,6 +18,7 @@ from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
+from heliotrope_server.segments import SegmentPriors
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -99,6 +100,7 @@ class Answerer:
         self._retriever: Retriever = make_retriever(catalogue)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
+        self.segment_priors = SegmentPriors(catalogue, self._store)
         self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
@@ -141,6 +143,8 @@ class Answerer:
             if profile is None:
                 interests[place] = catalogue.prior
             else:
+                if profile.segments:
+                    self.segment_priors.renew(profile, now_s)
                 interests[place] = profile.interest_vectors(times[place], parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
@@ -257,7 +261,9 @@ def _source(profile: Profile | None) -> int:
         return SOURCE_POPULAR
     if any(mass > 0.0 for mass in profile.total.masses):
         return SOURCE_PERSONAL
-    return SOURCE_DECLARED if profile.declared_pooled is not None else SOURCE_POPULAR
+    if profile.declared_pooled is not None:
+        return SOURCE_DECLARED
+    return SOURCE_POPULAR if profile.segment_prior is None else SOURCE_SEGMENT
 
 
 def _sources(made: MadeList, source: int) -> list[int]:

@@ -34,6 +34,7 @@ from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
 from heliotrope_server.residuals import Residuals
+from heliotrope_server.segments import MAX_SEGMENTS
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
@@ -45,6 +46,7 @@ MAX_TEXT = 2000
 RECORD_EVENT = 1
 RECORD_DECLARE = 2
 RECORD_DELETE = 3
+RECORD_SEGMENTS = 4
 
 _MAX_BATCH = 64  # keeps the event loop busy for a few milliseconds at most
 
@@ -271,6 +273,8 @@ class Engine:
                 ),
             )
         if applied is Applied.RECORDED:
+            if profile.segments:
+                self.store.segments.touch(event.user_id, profile.segments)
             if positive:
                 self._count(event.item_id, *profile.count(event))
                 if spoken is not None:
@@ -302,6 +306,8 @@ class Engine:
             self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
         elif tag == RECORD_DELETE:
             self._apply_delete(user_id, lsn)
+        elif tag == RECORD_SEGMENTS:
+            self._apply_segments(user_id, rest[0], lsn)
         else:
             raise StartError(f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server")
 
@@ -309,7 +315,10 @@ class Engine:
 
     def profile(self, user_id: str) -> Profile:
         """The profile; an empty one, which is not stored, for an unknown user."""
-        return self.store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
+        profile = self.store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
+        if profile.segments:
+            self.answerer.segment_priors.renew(profile, self._wall_clock())
+        return profile
 
     def profile_count(self) -> int:
         return self.store.count()
@@ -344,6 +353,18 @@ class Engine:
         lsn: int = await self._log.append([record], apply)
         return lsn
 
+    async def set_segments(self, user_id: str, segments: Sequence[str]) -> int:
+        """Replaces the segments that a user belongs to; returns the LSN."""
+        check_segments(segments)
+        names = list(dict.fromkeys(segments))
+
+        def apply(lsn: int) -> int:
+            self._apply_segments(user_id, names, lsn)
+            return lsn
+
+        lsn: int = await self._log.append([[RECORD_SEGMENTS, PLAIN_KEY_ID, user_id, names]], apply)
+        return lsn
+
     async def forget(self, user_id: str) -> int:
         """Deletes a profile from memory and store; returns how many events it held."""
 
@@ -371,12 +392,22 @@ class Engine:
         profile.refresh_prior(self.catalogue)
         profile.lsn = self.applied_lsn = lsn
 
+    def _apply_segments(self, user_id: str, segments: Sequence[str], lsn: int) -> None:
+        profile = self.store.edit(user_id, self.catalogue)
+        self.store.segments.change(user_id, profile.segments, segments)
+        profile.segments = tuple(segments)
+        profile.segment_prior = None
+        profile.refresh_prior(self.catalogue)
+        profile.lsn = self.applied_lsn = lsn
+
     def _apply_delete(self, user_id: str, lsn: int) -> int:
         profile = self.store.get(user_id, self.catalogue)
         if profile is not None:
             for item_id, time_us in profile.counted.items():
                 self._count(item_id, time_us, None)
             self.residuals.remove(user_id, profile.counted)
+            if profile.segments:
+                self.store.segments.change(user_id, profile.segments, ())
         self.store.delete(user_id)
         self.applied_lsn = lsn
         return 0 if profile is None else profile.event_count
@@ -423,6 +454,19 @@ class Engine:
             pooled, _ = await self.embedder.embed_items(stale)
             fresh = {item.item_id: row for item, row in zip(stale, pooled, strict=True)}
             self.changes.replace_pooled(fresh, model_version)
+
+
+def check_segments(segments: Sequence[str]) -> None:
+    """Raises InvalidArgumentError for too many names, or one that is empty or too long."""
+    if len(segments) > MAX_SEGMENTS:
+        raise InvalidArgumentError(
+            "TOO_MANY_SEGMENTS",
+            f"{len(segments)} segments; a user belongs to at most {MAX_SEGMENTS}",
+            value=len(segments),
+            limit=MAX_SEGMENTS,
+        )
+    for name in segments:
+        check_id("segment", name)
 
 
 def check_text(field: str, text: str, limit: int) -> None:

@@ -62,6 +62,8 @@ class Profile:
         "lsn",
         "newest_s",
         "prior",
+        "segment_prior",
+        "segments",
         "total",
         "undone",
         "user_id",
@@ -84,6 +86,8 @@ class Profile:
         self.declared_interests: tuple[str, ...] = ()
         self.declared_pooled: NDArray[np.float32] | None = None
         self.declared_model_version = ""
+        self.segments: tuple[str, ...] = ()
+        self.segment_prior: NDArray[np.float32] | None = None
         self.newest_s = 0.0
         self._seen_key: tuple[int, int, int] | None = None
         self._seen_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -176,12 +180,13 @@ class Profile:
             self.total = self.folded.copy()
         _accumulate(self.total, events, space)
         self.generation = space.generation
+        self.segment_prior = None
         self.refresh_prior(space)
 
     def refresh_prior(self, space: ItemSpace) -> None:
-        """The prior: the mean of the declared interests in item space, or the population's."""
+        """The prior: the mean of the declared interests in item space, the segments', or the population's."""
         if self.declared_pooled is None:
-            self.prior = space.prior
+            self.prior = space.prior if self.segment_prior is None else self.segment_prior
         else:
             self.prior = space.project(self.declared_pooled).mean(axis=0)
 

@@ -22,6 +22,7 @@ from heliotrope_server.interest import InterestSums
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import ItemSpace, Profile
 from heliotrope_server.residuals import Heard, Residuals
+from heliotrope_server.segments import SegmentMembers
 
 FORMAT_VERSION = 1
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
@@ -47,6 +48,9 @@ class ProfileStore:
         self._profiles_db = self._env.open_db(b"profiles")
         self._meta_db = self._env.open_db(b"meta")
         self._heard_db = self._env.open_db(b"heard")
+        self._segments_db = self._env.open_db(b"segments")
+        self.segments = SegmentMembers()
+        self._load_segments()
         self._cache: OrderedDict[str, Profile] = OrderedDict()
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
@@ -88,6 +92,8 @@ class ProfileStore:
         """Takes over a profile from another store; it is stored with the next checkpoint."""
         self._cache[profile.user_id] = profile
         self._dirty.add(profile.user_id)
+        if profile.segments:
+            self.segments.change(profile.user_id, (), profile.segments)
 
     def delete(self, user_id: str) -> None:
         """Forgets the user: at once in memory, in the store with the next checkpoint."""
@@ -133,6 +139,7 @@ class ProfileStore:
         counts = msgpack.packb(popularity.own)
         saved_version, landmark_s, half_life_s = popularity.version, popularity.landmark_s, popularity.half_life_s
         heard, residual_space = residuals.take_dirty(), residuals.space
+        segments = self.segments.take_dirty()
         self._folded_versions.add(snapshot_version)
         while self._cut:
             for _ in range(min(_SLICE, len(self._cut))):
@@ -147,7 +154,9 @@ class ProfileStore:
             "residual_space": residual_space,
         }
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._commit, self._encoded, counts, heard, meta)
+            await asyncio.get_running_loop().run_in_executor(
+                None, self._commit, self._encoded, counts, heard, segments, meta
+            )
         except lmdb.Error as error:
             # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
             logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
@@ -155,6 +164,7 @@ class ProfileStore:
             self._deleted |= deleted - self._cache.keys()
             self._saved_popularity_version = -1
             residuals.put_back(heard)
+            self.segments.put_back(segments)
         else:
             self.checkpoint_lsn = lsn
             self._saved_popularity_version = saved_version
@@ -177,6 +187,11 @@ class ProfileStore:
             for key, blob in transaction.cursor():
                 residuals.own[bytes(key).decode()] = _decode_heard(blob)
 
+    def _load_segments(self) -> None:
+        with self._env.begin(db=self._segments_db) as transaction:
+            for key, blob in transaction.cursor():
+                self.segments.put(bytes(key).decode(), msgpack.unpackb(blob))
+
     def close(self) -> None:
         self._env.close()
 
@@ -193,6 +208,7 @@ class ProfileStore:
         profiles: dict[str, bytes | None],
         counts: bytes,
         heard: dict[str, Heard | None],
+        segments: dict[str, tuple[str, ...]],
         meta: dict[str, Any],
     ) -> None:
         kept = [(user_id.encode(), blob) for user_id, blob in profiles.items() if blob is not None]
@@ -207,6 +223,11 @@ class ProfileStore:
                     transaction.delete(item_id.encode(), db=self._heard_db)
                 else:
                     transaction.put(item_id.encode(), _encode_heard(entry), db=self._heard_db)
+            for user_id, names in segments.items():
+                if names:
+                    transaction.put(user_id.encode(), msgpack.packb(names), db=self._segments_db)
+                else:
+                    transaction.delete(user_id.encode(), db=self._segments_db)
             transaction.put(_POPULARITY_KEY, counts, db=self._meta_db)
             transaction.put(_META_KEY, msgpack.packb(meta), db=self._meta_db)
 
@@ -252,6 +273,7 @@ def encode_profile(profile: Profile) -> bytes:
         "folded_items": list(profile.folded_items),
         "folded_times_us": list(profile.folded_items.values()),
         "counted": profile.counted,
+        "segments": profile.segments,
         "declared": profile.declared_interests,
         "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
         "declared_model": profile.declared_model_version,
@@ -289,6 +311,8 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
     # Profiles written before each user counted once per item know no times: what they counted decays away.
     profile.folded_items = dict(zip(folded_items, body.get("folded_times_us", [0] * len(folded_items)), strict=True))
     profile.counted = body.get("counted", {})
+    # Profiles written before there were segments have none.
+    profile.segments = tuple(body.get("segments", ()))
     profile.declared_interests = tuple(body["declared"])
     if body["declared_pooled"] is not None:
         shape, pooled = body["declared_pooled"]

@@ -110,6 +110,26 @@ def test_declared_interests_seed_a_new_user_and_events_then_take_over(client):
     assert list(profile.declared_interests) == []
 
 
+def test_a_segment_seeds_a_new_user_with_what_its_members_like(client):
+    members = [f"rider{number}" for number in range(30)]
+    for user in members:
+        assert list(client.update_profile(user, segments=["ranch"]).segments) == ["ranch"]
+    client.record_events([Event(user, f"western-{number}", "favorite") for user in members for number in range(3)])
+    profile = client.update_profile("stranger", segments=["ranch", "unknown"])
+    assert (list(profile.segments), list(profile.declared_interests)) == (["ranch", "unknown"], [])
+    answer = client.recommend("stranger")
+    assert answer.recommendations[0].source == recommendation_pb2.SOURCE_SEGMENT
+    assert tastes(answer).count("western") >= 4
+    # Each of the two is replaced alone.
+    client.update_profile("stranger", declared_interests=["two people fall in love"])
+    assert list(client.get_profile("stranger").segments) == ["ranch", "unknown"]
+    assert client.recommend("stranger").recommendations[0].source == recommendation_pb2.SOURCE_DECLARED
+    client.update_profile("stranger", segments=[])
+    assert list(client.get_profile("stranger").declared_interests) == ["two people fall in love"]
+    with pytest.raises(InvalidRequestError, match="at most 16"):
+        client.update_profile("stranger", segments=[f"s{number}" for number in range(17)])
+
+
 def test_free_text_finds_items(client):
     matches = client.search_items("a spaceship and its crew far from Earth", count=4)
     assert [TASTE_OF.get(match.item.item_id) for match in matches].count("space") >= 3

@@ -181,7 +181,7 @@ class UpdateProfileRequest(_message.Message):
     def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of groups that the user belongs to, such as a country or a plan: at most 16 of 1 to 256 bytes; they replace
         those set before. A user without events and declared interests starts from what the members of the segments like,
-        once enough members have events. Not served yet: a request that names segments is refused with SEGMENTS_UNSUPPORTED.
+        once five members on the user's shard have events.
         """
 
     @_builtins.property

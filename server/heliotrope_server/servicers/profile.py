@@ -7,11 +7,13 @@ import grpc
 
 from heliotrope.v1 import event_pb2, profile_pb2_grpc
 from heliotrope.v1 import profile_pb2 as pb
-from heliotrope_server.engine import Engine
+from heliotrope_server.engine import Engine, check_segments
 from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.profile import Profile
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
+
+UPDATABLE = ("declared_interests", "segments")
 
 
 class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
@@ -36,9 +38,18 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
             return await passed_on(
                 owner, owner.profiles.UpdateProfile(request, timeout=remaining_s(context), wait_for_ready=True)
             )
-        if request.segments or "segments" in request.update_mask.paths:
-            raise InvalidArgumentError("SEGMENTS_UNSUPPORTED", "this server keeps no segments")
-        await self._engine.declare(request.user_id, list(request.declared_interests))
+        fields = set(request.update_mask.paths) or set(UPDATABLE)
+        for name in sorted(fields):
+            if name not in UPDATABLE:
+                raise InvalidArgumentError(
+                    "INVALID_UPDATE_MASK", f"update_mask names {name[:64]!r}; there are {' and '.join(UPDATABLE)}"
+                )
+        # Both are checked before one is stored.
+        check_segments(request.segments)
+        if "declared_interests" in fields:
+            await self._engine.declare(request.user_id, list(request.declared_interests))
+        if "segments" in fields:
+            await self._engine.set_segments(request.user_id, list(request.segments))
         return pb.UpdateProfileResponse(profile=self._message(self._engine.profile(request.user_id)))
 
     async def DeleteProfile(self, request: pb.DeleteProfileRequest, context: Any) -> pb.DeleteProfileResponse:
@@ -84,6 +95,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
             folded_event_count=profile.folded_count,
             folded_share=profile.folded_share(parameters),
             declared_interests=profile.declared_interests,
+            segments=profile.segments,
             version_token=self._engine.clock.token(profile.lsn),
         )
 
