@@ -10,7 +10,7 @@ again; with nothing changed it does nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -20,8 +20,11 @@ from rich.table import Table
 from heliotrope_indexer.errors import SettingsError
 from heliotrope_indexer.input_settings import InputSettings, run_command
 from heliotrope_indexer.progress import Steps
-from heliotrope_indexer.training_job import TrainingRequest, TrainingResult, train
+from heliotrope_indexer.threads import sleep_when_waiting
 from heliotrope_indexer.training_settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from heliotrope_indexer.training_job import TrainingResult
 
 
 class TrainSettings(InputSettings):
@@ -56,6 +59,7 @@ def main(arguments: list[str]) -> int:
 
 def chosen_device(name: str) -> str:
     """The torch device that `auto`, `cpu` or `cuda` names. Raises SettingsError for one that is not there."""
+    sleep_when_waiting()
     import torch
 
     if name == "auto":
@@ -68,6 +72,9 @@ def chosen_device(name: str) -> str:
 
 
 def _run(options: TrainSettings) -> None:
+    sleep_when_waiting()
+    from heliotrope_indexer.training_job import TrainingRequest, train
+
     settings = TrainingSettings() if options.settings is None else TrainingSettings.read(options.settings)
     changes = {"epochs": options.epochs, "seed": options.seed}
     settings = settings.model_copy(update={key: value for key, value in changes.items() if value is not None})

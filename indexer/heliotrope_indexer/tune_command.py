@@ -13,7 +13,7 @@ import csv
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -24,10 +24,12 @@ from heliotrope_indexer.errors import SettingsError
 from heliotrope_indexer.input_settings import InputSettings, run_command
 from heliotrope_indexer.job_input import read_input
 from heliotrope_indexer.progress import Steps
-from heliotrope_indexer.settings_search import Searched, search
+from heliotrope_indexer.threads import sleep_when_waiting
 from heliotrope_indexer.train_command import chosen_device
-from heliotrope_indexer.training_job import Validation
 from heliotrope_indexer.training_settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from heliotrope_indexer.settings_search import Searched
 
 
 class TuneSettings(InputSettings):
@@ -56,7 +58,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options: TuneSettings) -> None:
+    sleep_when_waiting()
     import torch
+
+    from heliotrope_indexer.settings_search import search
+    from heliotrope_indexer.training_job import Validation
 
     torch.set_num_threads(options.threads)
     start = TrainingSettings() if options.start is None else TrainingSettings.read(options.start)
