@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, r
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 7
+BUILD_REVISION = 8
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""
@@ -77,6 +78,8 @@ class _Plan:
     """(n,) events of each item, negative types left out."""
     learned_from: NDArray[np.float64]
     """(n,) the events that each item's residual was learned from; 0 for an item that stands on its text."""
+    learned_until_s: float
+    """Unix time of the newest event that the vectors were learned from."""
     validation: dict[str, Any] | None
     neighbours: Neighbours | None = None
 
@@ -131,7 +134,10 @@ def _build(
     index = _index(request, plan, steps)
     young = _young(request, job, plan, steps) if len(job.events) else None
     parameters = plan.parameters.model_copy(
-        update={"search": index.search if index else None, "young": young.parameters if young else None}
+        update={
+            "search": index.search if index else None,
+            "young": young.parameters.model_copy(update={"learned_until_s": plan.learned_until_s}) if young else None,
+        }
     )
     quality: dict[str, Any] = (
         index.summary() if index else {"index": "exact", "recall_at_10": 1.0, "recall_at_100": 1.0}
@@ -206,6 +212,7 @@ def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
         counts=counts,
         # Events that came after training have taught nothing yet: such an item still moves with its live users.
         learned_from=counts * np.array([item_id in trained for item_id in item_ids], dtype=np.float64),
+        learned_until_s=_unix_time(weights.manifest.events_until_time),
         validation=weights.manifest.training.get("validation"),
         neighbours=weights.item_neighbours(item_ids),
     )
@@ -229,8 +236,14 @@ def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps) -> _Plan:
         parameters=chosen.parameters,
         counts=learned.counts,
         learned_from=learned.counts,
+        learned_until_s=_unix_time(job.events_until_time),
         validation=_validation_summary(measured) if measured else None,
     )
+
+
+def _unix_time(iso: str | None) -> float:
+    """The end of that second: manifests name whole ones."""
+    return 0.0 if iso is None else datetime.fromisoformat(iso).timestamp() + 1.0
 
 
 @contextmanager

@@ -66,6 +66,8 @@ class YoungItems(BaseModel):
     """Bound on what one user says: the length of `q_u - query_mean`."""
     max_norm: _Positive
     """Bound on the length of r_i."""
+    learned_until_s: _Finite = 0.0
+    """Unix time up to which events have taught the vectors of the items that the snapshot knows events of."""
 
 
 class Neighbourhood(BaseModel):

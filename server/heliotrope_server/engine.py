@@ -258,7 +258,7 @@ class Engine:
         positive = event.kind != EventKind.UNDO and self._is_positive(event)
         # What the user was interested in before this event: what it says of an item that is hardly known.
         spoken = None
-        if positive and profile.says_something and self.residuals.wants(event.user_id, event.item_id):
+        if positive and profile.says_something and self.residuals.wants(event.user_id, event.item_id, event.time_s):
             spoken = profile.interest_vectors(event.time_s, catalogue.parameters)
         applied, undone = profile.apply(event, catalogue)
         profile.lsn = self.applied_lsn = lsn

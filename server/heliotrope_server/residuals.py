@@ -88,14 +88,18 @@ class Residuals:
         for item_id in self.own:
             self._apply(item_id)
 
-    def wants(self, user_id: str, item_id: str) -> bool:
-        """Whether what this user says of the item would be heard."""
+    def wants(self, user_id: str, item_id: str, time_s: float) -> bool:
+        """Whether what this user says of the item at this time would be heard.
+
+        What the snapshot has learned from is not heard again, when a history is imported: the item would move twice.
+        """
         if self._young is None or self._catalogue is None:
             return False
         heard = self.own.get(item_id)
         if heard is not None and (len(heard.users) >= MAX_USERS or user_id in heard.users):
             return False
-        return self._catalogue.known_events(item_id) < self._young.below_events
+        known = self._catalogue.known_events(item_id)
+        return known < self._young.below_events and (not known or time_s > self._young.learned_until_s)
 
     def add(self, user_id: str, item_id: str, interests: NDArray[np.float32]) -> None:
         """Hears a user whose interest vectors (H, d) just before the event were these. Ask `wants` first."""

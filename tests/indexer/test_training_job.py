@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,8 @@ def test_events_that_came_after_training_leave_an_item_young(
     log.write_text(whole, encoding="utf-8")
     manifest = build(shop(weights=tmp_path / "weights"), encoder, steps).manifest
     assert manifest.parameters.young is not None
+    until = datetime.fromisoformat(read_weights(tmp_path / "weights").manifest.events_until_time or "")
+    assert 0.0 < manifest.parameters.young.learned_until_s - until.timestamp() <= 1.0
     counts = shop().store.open().event_counts
     assert counts is not None
     assert counts[4] == 0.0

@@ -128,6 +128,20 @@ async def test_profiles_keep_the_vector_that_the_snapshot_knows(tmp_path):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+async def test_an_imported_history_is_not_heard_of_an_item_that_has_learned_from_it(tmp_path, monkeypatch):
+    learned = worlds.YOUNG.model_copy(update={"learned_until_s": NOW_S - 300.0})
+    served = make(tmp_path, young=learned)
+    known = {"i5": 2, "i7": 2}
+    monkeypatch.setattr(served, "known_events", lambda item: known.get(item, 0))
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        await engine.record([*crowd(3, "i4"), *crowd(3, "i5")])
+        # Before that moment only the item without events in training is moved by them.
+        assert residual(served, "i4").any()
+        assert not residual(served, "i5").any()
+        await engine.record([*history("late", 9), event("late", "like", "i7", age_s=100.0)])
+        assert residual(served, "i7").any()
+
+
 async def test_a_user_speaks_once_and_only_with_something_to_say(tmp_path):
     served = make(tmp_path)
     async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
@@ -186,7 +200,7 @@ async def test_shards_that_tell_each_other_serve_what_one_shard_would(tmp_path):
     def say(user, item):
         interests = rng.normal(size=(2, 16)).astype(np.float32)
         for subject in (whole, left if user % 2 else right):
-            assert subject.wants(f"u{user}", item)
+            assert subject.wants(f"u{user}", item, NOW_S)
             subject.add(f"u{user}", item, interests)
 
     def exchange(since):
@@ -297,7 +311,7 @@ def test_an_item_hears_no_more_users_than_its_limit(tmp_path):
     residuals.bind(served)
     for number in range(residuals_module.MAX_USERS):
         residuals.add(f"u{number}", YOUNG, np.ones((2, 16), np.float32))
-    assert not residuals.wants("one-more", YOUNG)
+    assert not residuals.wants("one-more", YOUNG, NOW_S)
 
 
 async def test_a_replaced_item_keeps_its_residual_and_a_deleted_one_leaves(tmp_path):
