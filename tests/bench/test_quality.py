@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from heliotrope_bench.quality import ask_all, started_system
 from heliotrope_bench.ranking import metrics
 from heliotrope_bench.snapshot_job import build_snapshot, parameters_of
 from heliotrope_bench.system import Served, System, replay
+from heliotrope_indexer.events import EventTable
+from heliotrope_indexer.parameters import EVENT_TYPES
+from heliotrope_indexer.replay import Replay
+from heliotrope_indexer.snapshot import SnapshotStore
 from tests.bench.toy_ratings import toy_dataset
 
 
@@ -42,6 +47,47 @@ def test_the_system_is_replayed(holdout: Holdout, snapshots: Path, model_folder:
         assert not seen & set(best.tolist())
     assert metrics(served)["hr@10"] > metrics(ranks(chance(holdout), holdout))["hr@10"]
     assert figures["impressions"] == 21 * len(holdout.targets)
+
+
+def test_what_is_served_is_what_training_ranked(model_folder: Path, tmp_path: Path) -> None:
+    """The engine, which takes the whole history event by event, gives the scores of the jobs' own replay."""
+    toy = toy_dataset(users=30, items=60, events=400)
+    # Of events at one time, the engine has heard those that the file names first; the jobs' replay counts none of them.
+    holdout = PROTOCOLS[0].cut(replace(toy, time=np.arange(len(toy)) * 3_600.0), None)
+    store = build_snapshot(holdout, tmp_path, model_folder, tmp_path / "work", trials=1)
+    snapshot, data = SnapshotStore(store).open(), holdout.dataset
+
+    def table(positions: np.ndarray) -> EventTable:
+        kinds = np.array([EVENT_TYPES.index(data.kind(int(position))) for position in positions], np.int8)
+        return EventTable(
+            data.user[positions],
+            data.item[positions],
+            kinds,
+            data.value[positions],
+            data.time[positions],
+            data.user_ids,
+        )
+
+    events = table(holdout.train)
+    expected = Replay(events, table(holdout.targets), len(data.items)).scores(
+        snapshot.vectors,
+        snapshot.bias,
+        snapshot.prior,
+        snapshot.scoring_matrices,
+        snapshot.parameters,
+        snapshot.neighbours,
+    )
+    # An item without an event in training moves with its users in the engine alone.
+    learned = set(np.unique(events.row).tolist())
+    compared = 0
+    with started_system(holdout, store, model_folder, "engine") as system:
+        for wanted, served in zip(expected + snapshot.parameters.intercept, replay(holdout, system, 60), strict=True):
+            for item_id, score in zip(served.item_ids, served.scores, strict=True):
+                row = snapshot.row_of(item_id)
+                if row in learned:
+                    assert score == pytest.approx(float(wanted[row]), rel=1e-4, abs=1e-4)
+                    compared += 1
+    assert compared > 20 * len(holdout.targets)
 
 
 def test_what_is_served_is_what_is_evaluated(holdout: Holdout, snapshots: Path, model_folder: Path) -> None:
