@@ -69,8 +69,10 @@ def suggestions(
     if not speaking:
         return None
     named, strengths = table.rows[speaking].ravel(), table.strengths[speaking].ravel()
-    if named.min() < 0:
+    if named.min(initial=0) < 0:
         named, strengths = named[named >= 0], strengths[named >= 0]
+    if not len(named):
+        return None
     sums = np.zeros(catalogue.base_count, dtype=np.float32) if sums is None else sums
     np.add.at(sums, named, strengths)
     # numpy.unique takes ten times as long as a sort.

@@ -61,6 +61,17 @@ async def test_suggestions_are_those_of_the_definition_and_change_with_the_event
         assert engine.answerer._suggestions(engine.profile("nobody")) is None
 
 
+@pytest.mark.parametrize("with_index", [False, True])
+async def test_items_without_neighbours_suggest_nothing(tmp_path, with_index):
+    served = worlds.catalogue(tmp_path, neighbour_weight=0.7, with_index=with_index)
+    assert (served.snapshot.neighbours.rows[[0, 3]] == -1).all()
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        for item in ("i0", "i3"):
+            await engine.record([UserEvent("u", item, EventKind.CLICK, item, 1.0, int(NOW_S * 1e6), "")])
+            assert engine.answerer._suggestions(engine.profile("u")) is None
+            assert len((await engine.recommend(Question("u", 10, explain=True))).result.item_ids) == 10
+
+
 async def test_an_undo_takes_back_what_its_item_said(tmp_path):
     served = worlds.catalogue(tmp_path, neighbour_weight=0.7)
     async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
