@@ -89,7 +89,8 @@ def _head(groups: Groups, conditions: Mapping[str, Mapping[str, Any]]) -> str:
         f"difference between Heliotrope and the model with its {LEVEL[1] - LEVEL[0]:.0f} % interval: a paired "
         f"bootstrap over {SAMPLES:,} draws of the same users for both. A verdict is *better* or *worse* where the "
         "interval is beyond 0; of two words the first is for HR@10, the second for NDCG@10. The worth of each place "
-        "comes from `ir-measures`; there is one relevant item a target, so HR@k is recall@k.",
+        "comes from `ir-measures`; there is one relevant item a target, so HR@k is recall@k. Where a run of Heliotrope "
+        "departed from this, [decision 0009](decisions/0009-trained-weights.md) says so.",
         "",
         "## Data",
         "",

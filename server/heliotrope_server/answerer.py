@@ -230,6 +230,11 @@ class Answerer:
             rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
         return rows
 
+    def forget(self, user_id: str) -> None:
+        """Drops what is kept of a user between answers."""
+        if self._suggested is not None:
+            self._suggested.forget(user_id)
+
     def _suggestions(self, profile: Profile | None) -> Suggestions | None:
         if profile is None or self._suggested is None:
             return None

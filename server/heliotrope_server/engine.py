@@ -409,6 +409,7 @@ class Engine:
             if profile.segments:
                 self.store.segments.change(user_id, profile.segments, ())
         self.store.delete(user_id)
+        self.answerer.forget(user_id)
         self.applied_lsn = lsn
         return 0 if profile is None else profile.event_count
 

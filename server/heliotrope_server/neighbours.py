@@ -47,6 +47,10 @@ class SuggestionCache:
             self._kept.popitem(last=False)
         return found
 
+    def forget(self, user_id: str) -> None:
+        """Drops what is kept of a user."""
+        self._kept.pop(user_id, None)
+
 
 def speaking_items(profile: Profile, limit: int) -> list[str]:
     """The newest liked items, newest first."""

@@ -81,6 +81,8 @@ async def test_an_undo_takes_back_what_its_item_said(tmp_path):
         assert len(engine.answerer._suggestions(engine.profile("u")).rows) > len(before.rows)
         await engine.record([UserEvent("u", "c", EventKind.UNDO, "", 1.0, int(NOW_S * 1e6), "b")])
         np.testing.assert_array_equal(engine.answerer._suggestions(engine.profile("u")).rows, before.rows)
+        await engine.forget("u")
+        assert "u" not in engine.answerer._suggested._kept
 
 
 @pytest.mark.parametrize("with_index", [False, True])
