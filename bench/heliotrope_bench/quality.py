@@ -31,7 +31,14 @@ from heliotrope_bench.protocol import PROTOCOLS, Protocol
 from heliotrope_bench.ranking import CUT_OFF, DEEPEST, TargetRank, rank_in_list
 from heliotrope_bench.report import print_table
 from heliotrope_bench.result import OURS, Result, comparable, read_results, write_results
-from heliotrope_bench.snapshot_job import ABLATIONS, build_snapshot, embedding_cache, export_model, parameters_of
+from heliotrope_bench.snapshot_job import (
+    ABLATIONS,
+    TRIALS,
+    build_snapshot,
+    embedding_cache,
+    export_model,
+    parameters_of,
+)
 from heliotrope_bench.summary import COLUMNS, rows_of
 from heliotrope_bench.system import System, replay, server_system
 from heliotrope_bench.text_features import text_features
@@ -66,6 +73,7 @@ class QualityOptions(BaseSettings):
     competitors: list[str] = Field(
         [], description="models to compare with: names, or `none`; default: those of each protocol"
     )
+    trials: int = Field(TRIALS, ge=1, description="settings of the system that are tried on each validation part")
     through: Through = Field("engine", description="the engine in this process, or a server over gRPC")
     results: Path = Field(Path(".bench/quality"), description="folder of the raw results, one JSON file a model")
     data: Path | None = Field(None, description="folder of the data sets, in place of HELIOTROPE_DATA")
@@ -134,8 +142,9 @@ def _run_protocol(
         name = OURS if ablation is None else f"{OURS}-{ablation}"
         with tempfile.TemporaryDirectory(prefix="heliotrope-quality-") as folder:
             changes = None if ablation is None else ABLATIONS[ablation]
-            store = build_snapshot(holdout, Path(folder), model, options.work, ablation=changes)
-            keep(name, measure_system(variants, store, model, options.through, console))
+            store = build_snapshot(holdout, Path(folder), model, options.work, ablation=changes, trials=options.trials)
+            measured = measure_system(variants, store, model, options.through, console, trials=options.trials)
+            keep(name, measured)
     names = options.competitors or list(protocol.competitors)
     known = rivals.competitors(features)
     with _progress(console) as progress:
@@ -161,9 +170,12 @@ def measure_competitor(competitor: Competitor, variants: dict[str, Holdout], val
 
 
 def measure_system(
-    variants: dict[str, Holdout], snapshots: Path, model: Path, through: Through, console: Console
+    variants: dict[str, Holdout], snapshots: Path, model: Path, through: Through, console: Console, *, trials: int
 ) -> Measured:
-    """Replays each variant through a fresh system; through the engine, also its calibration."""
+    """Replays each variant through a fresh system; through the engine, also its calibration.
+
+    `trials` is how many settings were tried for the snapshots.
+    """
     outcomes: Measured = {}
     for variant, holdout in variants.items():
         started = time.perf_counter()
@@ -171,7 +183,7 @@ def measure_system(
             task = progress.add_task(f"replay {variant}", total=len(holdout.targets))
             ranks, top, figures = ask_all(holdout, system, partial(progress.advance, task))
         seconds = time.perf_counter() - started
-        outcomes[variant] = (Outcome(ranks, top, parameters_of(snapshots), 0, seconds), figures)
+        outcomes[variant] = (Outcome(ranks, top, parameters_of(snapshots), trials, seconds), figures)
     return outcomes
 
 

@@ -3,6 +3,9 @@
     x_i = W f_i + r_i,   v_h = (kappa_h p + sum_e g_e 2^(-age_e / half_life_h) x_e) / (kappa_h + sum_e |g_e| 2^(...)),
     score = sum_h v_h A_h x_i + b_i + gamma log1p(count_i)
 
+An item that nothing is known of has no r and no count, and c in place of b_i. Only differences of scores matter, so
+what is served is b_i - c, and 0 for such an item.
+
 Rows of r and b have sparse gradients, so that a step costs the items of a batch and not the catalogue.
 """
 
@@ -38,6 +41,7 @@ class InterestModel(nn.Module):
         scale = 1.0 / math.sqrt(d)
         self.residual = nn.Parameter(torch.randn(n, d, generator=generator) * scale)
         self.bias = nn.Parameter(torch.zeros(n, 1))
+        self.unknown_bias = nn.Parameter(torch.zeros(1))
         self.projection = nn.Parameter(torch.randn(d, axes, generator=generator) * 0.3 * scale)
         self.matrices = nn.Parameter(_MATRIX * torch.eye(d).repeat(horizons, 1, 1))
         self.prior = nn.Parameter(torch.zeros(d))
@@ -54,15 +58,16 @@ class InterestModel(nn.Module):
         self.register_buffer("center", torch.tensor([gains[kind].center for kind in EVENT_TYPES]))
 
     def items(self, rows: Tensor, text: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """x (m, d) and b (m,) of item rows (m,), with text (m, D'); `kept` (m, 1) is 0 where residual and bias are
-        left out.
+        """x (m, d) and b (m,) of item rows (m,), with text (m, D'); `kept` (m, 1) is 0 where nothing but the text is
+        known.
         """
         x = text @ self.projection.T
         if self._settings.residual:
             x = x + kept * functional.embedding(rows, self.residual, sparse=True)
         if not self._settings.bias:
             return x, x.new_zeros(len(rows))
-        return x, (kept * functional.embedding(rows, self.bias, sparse=True)).squeeze(1)
+        own = functional.embedding(rows, self.bias, sparse=True)
+        return x, (kept * own + (1.0 - kept) * self.unknown_bias).squeeze(1)
 
     def residual_norms(self, rows: Tensor) -> Tensor:
         """Squared lengths of the residuals of rows (m,)."""
@@ -107,7 +112,7 @@ class InterestModel(nn.Module):
         projection = _array(self.projection)
         return {
             "vectors": text @ projection.T + residual,
-            "bias": (kept * _array(self.bias))[:, 0] * np.float32(self._settings.bias),
+            "bias": (kept * _array(self.bias - self.unknown_bias))[:, 0] * np.float32(self._settings.bias),
             "residual": residual,
             "projection": projection,
             "prior": _array(self._prior()),

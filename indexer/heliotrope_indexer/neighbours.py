@@ -27,7 +27,7 @@ CANDIDATES = 64
 """Items that a target is regressed on at most."""
 HISTORY = 128
 """Newest liked items of a user that speak for others."""
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 """What is tried on held-out events; 0: no neighbours."""
 _BLOCK = 1_000
 _LONGEST = 1_000

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EventType = Literal["view", "click", "purchase", "rating", "favorite", "share", "dislike", "hide"]
@@ -70,6 +72,25 @@ class YoungItems(BaseModel):
     """Unix time up to which events have taught the vectors of the items that the snapshot knows events of."""
 
 
+class LogOddsCurve(BaseModel):
+    """How a score becomes the log-odds of a probability: straight lines between points, level beyond the ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scores: Annotated[tuple[_Finite, ...], Field(min_length=2, max_length=1_000)]
+    """(k,), ascending."""
+    log_odds: tuple[_Finite, ...]
+    """(k,), ascending, so that the order of scores is that of probabilities."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if len(self.log_odds) != len(self.scores):
+            raise ValueError(f"{len(self.scores)} scores but {len(self.log_odds)} log-odds")
+        if min(*np.diff(self.scores), *np.diff(self.log_odds)) <= 0.0:
+            raise ValueError("scores and log-odds must ascend")
+        return self
+
+
 class Neighbourhood(BaseModel):
     """How the items that a user likes speak for their neighbours; see neighbours."""
 
@@ -111,6 +132,8 @@ class Parameters(BaseModel):
     live_popularity_weight: _NonNegative = 0.0
     popularity_half_life_s: _Positive = 14 * 86_400.0
     intercept: _Finite = 0.0
+    probability: LogOddsCurve | None = None
+    """None: the score itself is the log-odds of the probability."""
     search: SearchParameters | None = None
     """None: the retriever is exact."""
     young: YoungItems | None = None
@@ -131,6 +154,11 @@ class Parameters(BaseModel):
     def horizons(self) -> int:
         """H, the number of horizons."""
         return len(self.half_lives_s)
+
+    def log_odds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The log-odds (m,) of the probabilities that scores (m,) stand for; see calibration."""
+        curve = self.probability
+        return scores if curve is None else np.interp(scores, curve.scores, curve.log_odds)
 
     def gain(self, event_type: str, value: float = 1.0) -> float:
         """The bounded gain `g_e` of one event.

@@ -125,9 +125,11 @@ class Replay:
         scoring_matrices: NDArray[np.float32],
         parameters: Parameters,
         neighbours: Neighbours | None = None,
+        *,
+        log_counts: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """The served score of every item for every user (U, n), without the intercept; `neighbours` where the
-        parameters have them.
+        parameters have them. `log_counts` (U, n) are log1p of the live counts, where they are at hand.
         """
         query = sum(
             self.interest(vectors, parameters, prior, horizon) @ scoring_matrices[horizon]
@@ -135,7 +137,8 @@ class Replay:
         )
         scores: NDArray[np.float32] = np.asarray(query, dtype=np.float32) @ vectors.T + bias
         if parameters.live_popularity_weight:
-            scores += np.float32(parameters.live_popularity_weight) * np.log1p(self.live_counts(parameters))
+            log_counts = np.log1p(self.live_counts(parameters)) if log_counts is None else log_counts
+            scores += np.float32(parameters.live_popularity_weight) * log_counts
         if parameters.neighbours is not None and neighbours is not None:
             weight, items = np.float32(parameters.neighbours.weight), parameters.neighbours.items
             scores += weight * self.neighbour_sums(neighbours, parameters, items)

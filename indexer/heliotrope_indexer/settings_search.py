@@ -78,7 +78,7 @@ def search(
         best, best_epoch = Quality(0, 0.0, -1.0), 0
         while trainer.epochs < settings.epochs and trainer.epochs - best_epoch < settings.patience:
             one_epoch(trainer)
-            quality = validation.replay.quality(validation.scores(trainer.learned()))
+            quality = validation.judge(trainer.learned()).quality
             if quality.ndcg_at_10 > best.ndcg_at_10:
                 best, best_epoch = quality, trainer.epochs
             trial.report(best.ndcg_at_10, trainer.epochs)

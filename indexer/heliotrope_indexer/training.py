@@ -2,15 +2,16 @@
 
 The loss is a sampled softmax over the next item (Jean et al., 2015; the logQ correction as in Yi et al., 2019):
 each target against drawn items that the user has not seen, at the target's own time: its history, its decay and the
-live counts are what the server would have had. Residuals are dropped at random, as DropoutNet does (Volkovs et al.,
-2017), so that an item without events can stand on its text.
+live counts are what the server would have had. Some items are drawn in each batch of which nothing but the text is
+known, as DropoutNet does (Volkovs et al., 2017), so that an item without events can stand on its text and has a place
+among the others: that of an item with events whose events are not known.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ class Learned:
 
     arrays: dict[str, NDArray[np.float32]]
     parameters: Parameters
+    known: NDArray[np.bool_]
+    """(n,) which items have events."""
+
+    def with_unknown_items_at(self, level: float) -> Learned:
+        """The same, but items without events score `level` higher beside the others."""
+        bias = np.where(self.known, self.arrays["bias"] - np.float32(level), np.float32(0.0))
+        return replace(self, arrays={**self.arrays, "bias": bias})
 
 
 class Trainer:
@@ -70,11 +78,14 @@ class Trainer:
         self.model = InterestModel(n, text.shape[1], settings, highest_rating=highest_rating).to(self._device)
         counts = np.bincount(events.row, minlength=n).astype(np.float64)
         self._known = counts > 0
+        self._known_count = max(int(self._known.sum()), 1)
         self._trained_kinds = np.bincount(events.kind, minlength=len(EVENT_TYPES)) > 0
-        drawn = counts + max(len(events), 1) / n
+        # An item without events was never a choice that somebody could have made.
+        drawn = np.where(self._known, counts + len(events) / self._known_count, 0.0)
         self._drawn = drawn / drawn.sum()
         none = settings.negatives * np.log1p(-np.minimum(self._drawn, 1.0 - 1e-12))
-        self._log_share = np.log(-np.expm1(none)).astype(np.float32)
+        with np.errstate(divide="ignore"):
+            self._log_share = np.log(-np.expm1(none)).astype(np.float32)
         self._count_times, self._count_table = self._live_counts(highest_rating)
         self._rng = np.random.default_rng(settings.seed)
         self._optimisers = self._make_optimisers()
@@ -107,7 +118,9 @@ class Trainer:
     def learned(self) -> Learned:
         """The present state."""
         return Learned(
-            self._averaged.arrays(self._text_array, self._known), self._averaged.parameters_served(self._trained_kinds)
+            self._averaged.arrays(self._text_array, self._known),
+            self._averaged.parameters_served(self._trained_kinds),
+            self._known,
         )
 
     def state(self) -> dict[str, Any]:
@@ -144,7 +157,7 @@ class Trainer:
 
     def _make_optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
         model, rate = self.model, self._settings.learning_rate
-        slow = [model.prior, model.log_kappa, model.log_half_life, model.log_gamma, model.log_gain]
+        slow = [model.unknown_bias, model.prior, model.log_kappa, model.log_half_life, model.log_gamma, model.log_gain]
         dense = torch.optim.Adam(
             [
                 {"params": [model.projection, model.matrices], "lr": rate},
@@ -165,7 +178,8 @@ class Trainer:
         )
         kept = (self._rng.random(len(rows)) >= settings.residual_dropout) & self._known[rows]
         row_tensor = self._put(rows)
-        x, bias = self.model.items(row_tensor, self._text[row_tensor], self._put(kept.astype(np.float32))[:, None])
+        heard = self._put(kept.astype(np.float32))
+        x, bias = self.model.items(row_tensor, self._text[row_tensor], heard[:, None])
 
         ends = np.maximum(batch.place - self._rng.integers(0, settings.next_k, batch.place.shape), 0)
         known = (np.arange(batch.event.shape[1]) < ends[:, :, None]) & batch.valid[:, None, :]
@@ -186,9 +200,9 @@ class Trainer:
         if settings.popularity:
             at = np.searchsorted(self._count_times, batch.target.reshape(-1)[asked], side="right") - 1
             times, which = np.unique(at, return_inverse=True)
-            table = self._count_table[self._put(times)][:, self._put(negative)]
+            table = self._count_table[self._put(times)][:, self._put(negative)] * heard[in_negatives]
             counts = LiveCounts(self.model.gamma(), table, self._put(which))
-            own = own + counts.gamma * self._count_table[self._put(at), self._put(target_rows)]
+            own = own + counts.gamma * heard[in_targets] * self._count_table[self._put(at), self._put(target_rows)]
         weights = self._put(weight[asked])
         loss = sampled_softmax(
             queries,
@@ -203,7 +217,7 @@ class Trainer:
             loss = loss + settings.l2 * x[in_targets].square().sum(-1).mean()
         if settings.residual_l2 and settings.residual:
             # Each item has the same share in the penalty, however likely it is drawn.
-            even = np.exp(-self._log_share[negative]) / np.float32(len(self._known))
+            even = np.exp(-self._log_share[negative]) / np.float32(self._known_count)
             loss = loss + settings.residual_l2 * self._put(even) @ self.model.residual_norms(self._put(negative))
         return loss, float(weight.sum())
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.calibration import Calibration, calibrate
 from heliotrope_indexer.item_vectors import ItemVectors, population_mean
-from heliotrope_indexer.parameters import DEFAULT_GAINS, Gain, Parameters
+from heliotrope_indexer.parameters import DEFAULT_GAINS, Gain, LogOddsCurve, Parameters
 from heliotrope_indexer.replay import Quality, Replay
 
 DAY_S = 86_400.0
@@ -177,6 +177,7 @@ class Tuner:
             bias_factor=bias,
             popularity_weight=popularity,
             intercept=calibration.intercept,
+            probability=calibration.curve,
             highest_rating=self._highest_rating,
         )
 
@@ -190,6 +191,7 @@ def scoring(
     bias_factor: float,
     popularity_weight: float,
     intercept: float,
+    probability: LogOddsCurve | None = None,
     highest_rating: float,
 ) -> Scoring:
     """Scoring layer with `A_h = diag(alphas[h, block])`; alphas (H, 2) weigh the collaborative and the text block.
@@ -206,7 +208,7 @@ def scoring(
         diagonal[:collaborative] = alphas[horizon, 0]
         np.fill_diagonal(matrices[horizon], diagonal)
     parameters = _unscored(recipe, highest_rating).model_copy(
-        update={"live_popularity_weight": popularity_weight, "intercept": intercept}
+        update={"live_popularity_weight": popularity_weight, "intercept": intercept, "probability": probability}
     )
     return Scoring(parameters, text_factor, matrices, bias_factor)
 

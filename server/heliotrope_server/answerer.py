@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
@@ -187,7 +188,7 @@ class Answerer:
                 answers[place] = Answer(
                     [catalogue.item_ids[row] for row in rows],
                     scores.tolist(),
-                    (1.0 / (1.0 + np.exp(-scores))).tolist(),
+                    expit(parameters.log_odds(scores)).tolist(),
                     sources,
                     propensities,
                     explanations,

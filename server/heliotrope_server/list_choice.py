@@ -42,7 +42,7 @@ def choose_in_order(wanted: int, groups: Groups) -> list[int]:
 
 
 def choose_diverse(
-    scores: NDArray[np.float64],
+    log_odds: NDArray[np.float64],
     vectors: NDArray[np.float32],
     wanted: int,
     groups: Groups,
@@ -52,13 +52,13 @@ def choose_diverse(
 ) -> list[int]:
     """`wanted` places among the candidates by the formula of the module; ties go to the better score.
 
-    `scores` (m,) are sorted, best first; `vectors` (m, d). O(wanted m d).
+    `log_odds` (m,) of the probabilities are sorted, best first; `vectors` (m, d). O(wanted m d).
     """
-    count = len(scores)
+    count = len(log_odds)
     if not count:
         return []
-    # sigmoid(s) / sigmoid(best), without overflow for scores far from 0.
-    relevance = np.exp(np.logaddexp(0.0, -scores[0]) - np.logaddexp(0.0, -scores))
+    # sigmoid(l) / sigmoid(best), without overflow for log-odds far from 0.
+    relevance = np.exp(np.logaddexp(0.0, -log_odds[0]) - np.logaddexp(0.0, -log_odds))
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0.0, lengths, 1.0)
     member = np.zeros((count, len(groups.limits)), dtype=np.bool_)

@@ -114,7 +114,7 @@ class ListMaker:
         if rules.diversity <= 0.0:
             return choose_in_order(wanted, groups)
         return choose_diverse(
-            scores,
+            self._catalogue.parameters.log_odds(scores),
             item_vectors(self._catalogue, live, rows),
             wanted,
             groups,

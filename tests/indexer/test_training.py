@@ -83,14 +83,16 @@ def test_the_query_in_training_is_the_query_that_is_served() -> None:
         np.testing.assert_allclose(query[0, 0].numpy(), served[user], rtol=1e-4, atol=1e-4)
 
 
-def test_with_every_item_drawn_the_loss_is_the_softmax_over_the_catalogue() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 1.0 - 1e-9])
+def test_with_every_item_drawn_the_loss_is_the_softmax_over_all_items_with_events(dropout: float) -> None:
+    """With all items dropped, what is trained is how items without events are served."""
     events = some_events(users=4, count=60)
     settings = QUICK.model_copy(
         update={
             "negatives": 20_000,
             "l2": 0.0,
             "residual_l2": 0.0,
-            "residual_dropout": 0.0,
+            "residual_dropout": dropout,
             "other_weight": 1.0,
             "context": 4_096,
         }
@@ -100,7 +102,9 @@ def test_with_every_item_drawn_the_loss_is_the_softmax_over_the_catalogue() -> N
     batch = next(trainer._windows.batches(10_000, np.random.default_rng(0)))
     with torch.no_grad():
         loss, weight = trainer._loss(batch)
-    arrays = model.arrays(some_text(), np.bincount(events.row, minlength=ITEMS) > 0)
+    chosen = np.bincount(events.row, minlength=ITEMS) > 0
+    assert 0 < chosen.sum() < ITEMS
+    arrays = model.arrays(some_text(), chosen & (dropout == 0.0))
     parameters = model.parameters_served(np.ones(len(EVENT_TYPES), bool))
     total = 0.0
     for target in batch.target[batch.weight > 0]:
@@ -114,9 +118,11 @@ def test_with_every_item_drawn_the_loss_is_the_softmax_over_the_catalogue() -> N
         )
         at = int(np.searchsorted(trainer._count_times, target, side="right")) - 1
         scores = (query @ arrays["vectors"].T)[0] + arrays["bias"]
-        scores = scores + parameters.live_popularity_weight * trainer._count_table[at].numpy()
+        if dropout == 0.0:
+            scores = scores + parameters.live_popularity_weight * trainer._count_table[at].numpy()
         own = scores[events.row[target]]
         scores[seen] = -np.inf
+        scores[~chosen] = -np.inf
         total += float(np.log(np.exp(scores - own).sum() + (events.row[target] in seen)))
     assert float(loss) == pytest.approx(total / weight, rel=1e-3)
 
