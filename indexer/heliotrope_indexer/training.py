@@ -31,6 +31,10 @@ _COUNT_CELLS = 40_000_000
 """Cells of the table of live counts: 160 MB."""
 _COUNT_TIMES = 1_000
 _LEAST_COUNT_TIMES = 8
+EPOCH_TARGETS = 300_000
+"""An epoch goes through this many targets at most; where there are more, each takes another part of them, so that
+validation sees in time that there is no more to learn.
+"""
 _AVERAGED = 16
 """Parts of an epoch after each of which the weights enter the running mean."""
 _SLOW = 1e-2
@@ -75,6 +79,7 @@ class Trainer:
         weight[np.isin(events.kind, [EVENT_TYPES.index(name) for name in _NEVER_TARGETS])] = 0.0
         weight[~first_sights(events, n)] = 0.0
         self._windows = Windows(events, weight, context=settings.context)
+        self._parts = self._windows.parts(EPOCH_TARGETS)
         self.model = InterestModel(n, text.shape[1], settings, highest_rating=highest_rating).to(self._device)
         counts = np.bincount(events.row, minlength=n).astype(np.float64)
         self._known = counts > 0
@@ -96,12 +101,15 @@ class Trainer:
     @property
     def batches(self) -> int:
         """Windows to go through in an epoch, the unit of `train_epoch`'s progress."""
-        return len(self._windows)
+        return -(-len(self._windows) // self._parts)
 
     def train_epoch(self) -> Iterator[tuple[int, float, float]]:
-        """Goes through all windows once; yields windows done, summed loss and weight of each batch."""
+        """Goes through all windows once, or through the next part of them; yields windows done, summed loss and weight
+        of each batch.
+        """
         seen = averaged = 0
-        for batch in self._windows.batches(self._settings.batch_targets, self._rng):
+        windows = self._next_windows()
+        for batch in self._windows.batches(self._settings.batch_targets, self._rng, windows):
             loss, weight = self._loss(batch)
             for optimiser in self._optimisers:
                 optimiser.zero_grad(set_to_none=True)
@@ -109,7 +117,7 @@ class Trainer:
             for optimiser in self._optimisers:
                 optimiser.step()
             seen += len(batch.event)
-            if seen >= (averaged + 1) * len(self._windows) / _AVERAGED:
+            if seen >= (averaged + 1) * len(windows) / _AVERAGED:
                 averaged += 1
                 self._average_weights()
             yield len(batch.event), float(loss.detach()) * weight, weight
@@ -154,6 +162,12 @@ class Trainer:
         share = max(1.0 / _AVERAGED, 1.0 / self._averagings)
         for mean, present in zip(self._averaged.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(present, share)
+
+    def _next_windows(self) -> NDArray[np.int64]:
+        """Those of this epoch: in each round of as many epochs as there are parts every window comes once."""
+        round_number, part = divmod(self.epochs, self._parts)
+        order = np.random.default_rng([self._settings.seed, round_number]).permutation(len(self._windows))
+        return np.sort(np.array_split(order, self._parts)[part])
 
     def _make_optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
         model, rate = self.model, self._settings.learning_rate

@@ -61,11 +61,18 @@ class Windows:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def batches(self, targets: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """All windows once, in random order, about `targets` targets a batch."""
+    def parts(self, targets: int) -> int:
+        """How many parts of at most about `targets` targets all windows make."""
+        return max(1, -(-int((self._windows[:, 2] - self._windows[:, 1]).sum()) // targets))
+
+    def batches(
+        self, targets: int, rng: np.random.Generator, windows: NDArray[np.int64] | None = None
+    ) -> Iterator[Batch]:
+        """The `windows` (numbers below len; default: all) once, in random order, about `targets` targets a batch."""
+        chosen = np.arange(len(self)) if windows is None else windows
         start, first, end = self._windows.T
         lengths, counts = end - start, end - first
-        order = np.lexsort((lengths + 4 * rng.random(len(self)), counts // 8))
+        order = chosen[np.lexsort((lengths[chosen] + 4 * rng.random(len(chosen)), counts[chosen] // 8))]
         groups: list[list[int]] = [[]]
         filled = 0
         for window in order.tolist():

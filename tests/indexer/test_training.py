@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from heliotrope_indexer import training
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.parameters import EVENT_TYPES
 from heliotrope_indexer.replay import Replay, hold_out
-from heliotrope_indexer.training import Trainer
+from heliotrope_indexer.training import Trainer, first_sights
 from heliotrope_indexer.training_job import one_epoch, positive_events
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_indexer.training_windows import TARGETS, Windows
@@ -54,6 +55,36 @@ def test_every_event_is_a_target_once_and_sees_only_what_lies_before_it() -> Non
                     np.testing.assert_array_equal(own[:place], before[len(before) - place :])
                     assert place >= min(100, len(before))
     assert sorted(asked) == list(range(len(events)))
+
+
+def test_many_targets_are_gone_through_in_parts_and_a_round_of_parts_leaves_none_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "EPOCH_TARGETS", 250)
+    events = some_events()
+    trainer = some_trainer(events)
+    asked: list[np.ndarray] = []
+    whole = trainer._windows.batches
+
+    def watched(*arguments: object) -> object:
+        for batch in whole(*arguments):
+            asked.append(batch.target[batch.weight > 0])
+            yield batch
+
+    monkeypatch.setattr(trainer._windows, "batches", watched)
+    rounds = []
+    for _ in range(2):
+        asked.clear()
+        for _ in range(3):
+            before = len(asked)
+            windows = sum(done for done, _, _ in trainer.train_epoch())
+            assert windows <= trainer.batches
+            assert 0 < sum(map(len, asked[before:])) <= 300
+        rounds.append(np.concatenate(asked))
+    first, second = (np.sort(each).tolist() for each in rounds)
+    counting = positive_events(events, 4.0) | (events.kind == EVENT_TYPES.index("rating"))
+    assert first == second == np.flatnonzero(counting & first_sights(events, ITEMS)).tolist()
+    assert rounds[0].tolist() != rounds[1].tolist()
 
 
 def test_the_query_in_training_is_the_query_that_is_served() -> None:
@@ -218,6 +249,34 @@ def test_an_item_without_events_stands_on_its_text() -> None:
     assert not arrays["residual"][7].any()
     assert arrays["bias"][7] == 0.0
     np.testing.assert_allclose(arrays["vectors"][7], some_text()[7] @ arrays["projection"].T, rtol=1e-5)
+
+
+def test_an_item_without_events_finds_those_who_like_its_kind() -> None:
+    """Users each prefer one of five kinds, which is what the texts say."""
+    events = some_events(count=1_500)
+    cold = np.array([7, 18])
+    events = events.select(~np.isin(events.row, cold))
+    kinds = (np.arange(ITEMS) % 5)[:, None] == np.arange(5)
+    text = np.concatenate([kinds, np.zeros((ITEMS, AXES - 5))], axis=1).astype(np.float32)
+    trainer = Trainer(events, text, positive_events(events, 4.0), QUICK, highest_rating=5.0)
+    for _ in range(8):
+        one_epoch(trainer)
+    learned = trainer.learned()
+    users = np.arange(40)
+    now = np.full(len(users), events.time[-1] + 1.0)
+    # Any item will do as a target: only the scores are looked at.
+    asked = EventTable(users, users * 0, users.astype(np.int8) * 0, now * 0, now, events.user_ids)
+    arrays, parameters = learned.arrays, learned.parameters
+    scores = Replay(events, asked, ITEMS).scores(
+        arrays["vectors"], arrays["bias"], arrays["prior"], arrays["matrices"], parameters
+    )
+    known = learned.known
+    for item in cold:
+        fans = users % 5 == item % 5
+        higher = (scores[:, known] > scores[:, [item]]).mean(axis=1)
+        # To others it is an average item; a fifth of the items are of its kind, and to fans it is one of those.
+        assert higher[fans].mean() < 0.3
+        assert higher[fans].mean() < higher[~fans].mean() - 0.15
 
 
 DEGENERATE = {

@@ -21,6 +21,7 @@ from heliotrope_indexer.neighbours import fit_neighbours
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.source import Source
+from heliotrope_indexer.training import Trainer
 from heliotrope_indexer.training_job import TrainingRequest, train
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_indexer.weights import MANIFEST_FILE, read_weights
@@ -64,6 +65,34 @@ def test_trained_weights_become_a_snapshot(shop: Shop, encoder: WordEncoder, ste
     place = weights.item_ids.index("i4")
     np.testing.assert_allclose(snapshot.vectors[4], text[4] + weights.residuals[place], atol=1e-5)
     np.testing.assert_allclose(snapshot.project(pooled)[30], text[30], atol=1e-5)
+
+
+@pytest.mark.parametrize("unwanted", [0, 200])
+def test_items_without_events_stand_as_high_as_they_may(
+    shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path, unwanted: int
+) -> None:
+    path = shop().sources.catalogue.path
+    more = [f"dead{number},thing {number} of kind {number % 5},kind{number % 5}\n" for number in range(unwanted)]
+    path.write_text(path.read_text(encoding="utf-8") + "".join(more), encoding="utf-8")
+    job = read_input(shop().sources, tmp_path / "rejects.jsonl", encoder, steps)
+    validation = training_job.Validation(job, None)
+    text = np.ascontiguousarray(job.features @ training_job.text_axes(job.features, 16).T)
+    trainer = Trainer(validation.remaining, text, validation.positive, QUICK, highest_rating=5.0)
+    for _ in range(3):
+        training_job.one_epoch(trainer)
+    learned = trainer.learned()
+    plain = validation.scores(learned)
+    judged = validation.judge(learned)
+    np.testing.assert_allclose(judged.scores, validation.scores(judged.learned) + judged.unknown_level, atol=1e-4)
+    best = plain.copy()
+    best[:, ~learned.known] -= 1e3
+    if unwanted:
+        # Two hundred of them, described like what people like, push it out of their lists.
+        assert validation.replay.quality(plain).ndcg_at_10 < 0.95 * validation.replay.quality(best).ndcg_at_10
+        assert judged.unknown_level < 0.0
+    else:
+        assert judged.unknown_level == 0.0
+    assert judged.quality.ndcg_at_10 >= 0.99 * validation.replay.quality(best).ndcg_at_10
 
 
 def test_neighbours_travel_with_the_weights(

@@ -4,10 +4,13 @@ import random
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
+from heliotrope_indexer.parameters import LogOddsCurve
 from heliotrope_server.answerer import Question
 from heliotrope_server.errors import InvalidArgumentError, StorageFailedError, VersionNotAvailableError
 from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.list_rules import ListRules
 from heliotrope_server.profile import Applied
 from heliotrope_server.record_log import RecordLog, segments
 from tests.server import worlds
@@ -63,6 +66,25 @@ async def test_contributions_sum_to_the_score_for_every_recommendation(tmp_path,
                 assert abs(score - sum(part.value for part in parts)) <= 1e-5 * scale
             folded += engine.profile(user).folded_count
         assert folded > 0
+
+
+async def test_probabilities_follow_the_curve_of_the_snapshot_and_so_does_the_relevance_floor(tmp_path):
+    curve = LogOddsCurve(scores=(-1e3, 0.0, 1e3), log_odds=(-1e2, -2.0, 8.0))
+    served = worlds.catalogue(tmp_path, probability=curve)
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        answer = (await engine.recommend(Question("nobody", 40))).result
+        expected = expit(np.interp(answer.scores, curve.scores, curve.log_odds))
+        np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-9)
+        assert answer.probabilities == sorted(answer.probabilities, reverse=True)
+        # By the curve all of them are nearly alike, so that diversity may choose among all; by their scores few are.
+        floor = 0.6
+        assert answer.probabilities[-1] / answer.probabilities[0] > floor > answer.scores[-1] / answer.scores[0]
+        rules = ListRules(diversity=1.0, relevance_floor=floor)
+        diverse = (await engine.recommend(Question("nobody", 10, rules=rules))).result
+        ranks = [answer.item_ids.index(item) if item in answer.item_ids else 40 for item in diverse.item_ids]
+        assert max(ranks) > 15
+        closed = ListRules(diversity=1.0, relevance_floor=1.0)
+        assert (await engine.recommend(Question("nobody", 10, rules=closed))).result.item_ids == answer.item_ids[:10]
 
 
 async def test_other_weights_score_and_explain_at_once_and_go_with_their_snapshot(tmp_path):

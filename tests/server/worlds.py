@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.neighbours import Neighbours
-from heliotrope_indexer.parameters import Neighbourhood, Parameters, SearchParameters, YoungItems
+from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
@@ -43,6 +43,7 @@ def publish(
     labelled: bool = False,
     young: YoungItems | None = None,
     neighbour_weight: float = 0.0,
+    probability: LogOddsCurve | None = None,
 ) -> str:
     """Publishes a seeded snapshot with two horizons and full scoring matrices; returns its version.
 
@@ -68,6 +69,7 @@ def publish(
         live_popularity_weight=live_popularity_weight,
         popularity_half_life_s=3 * DAY_S,
         intercept=intercept,
+        probability=probability,
         search=search,
         young=young,
         neighbours=Neighbourhood(items=NEIGHBOUR_ITEMS, weight=neighbour_weight) if neighbour_weight else None,

@@ -103,7 +103,7 @@ class _ContributionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cont
     CONTRIBUTION_KIND_LIVE_POPULARITY: _ContributionKind.ValueType  # 5
     """The item's live popularity at the time of the request."""
     CONTRIBUTION_KIND_INTERCEPT: _ContributionKind.ValueType  # 6
-    """The constant that makes sigmoid(score) a probability."""
+    """The constant that makes the score log-odds."""
     CONTRIBUTION_KIND_FRESHNESS: _ContributionKind.ValueType  # 7
     """The boost of a new item."""
 
@@ -123,7 +123,7 @@ CONTRIBUTION_KIND_ITEM_BIAS: ContributionKind.ValueType  # 4
 CONTRIBUTION_KIND_LIVE_POPULARITY: ContributionKind.ValueType  # 5
 """The item's live popularity at the time of the request."""
 CONTRIBUTION_KIND_INTERCEPT: ContributionKind.ValueType  # 6
-"""The constant that makes sigmoid(score) a probability."""
+"""The constant that makes the score log-odds."""
 CONTRIBUTION_KIND_FRESHNESS: ContributionKind.ValueType  # 7
 """The boost of a new item."""
 Global___ContributionKind: _TypeAlias = ContributionKind  # noqa: Y015
@@ -268,7 +268,9 @@ class Recommendation(_message.Message):
     score: _builtins.float
     """The exact linear score, all terms included. It ranked the items unless `list_rules` moved them."""
     probability: _builtins.float
-    """sigmoid(score), in (0, 1)."""
+    """How likely the user takes this item next, rather than one drawn evenly from all they have not seen; in (0, 1). It
+    ascends with the score and is calibrated on held-out events.
+    """
     source: Global___Source.ValueType
     """What the recommendation rests on."""
     propensity: _builtins.float
