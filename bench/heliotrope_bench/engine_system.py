@@ -80,6 +80,9 @@ class EngineSystem:
             if fate.error is not None:
                 raise ServerLostError(f"the engine refused event {event.event_id} of the replay: {fate.error}")
 
+    def declare(self, user_id: str, segments: tuple[str, ...]) -> None:
+        self._loop.run_until_complete(self._engine.set_segments(user_id, segments))
+
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
         question = Question(user_id, count, time_s=time_s)
         answer = self._loop.run_until_complete(self._engine.recommend(question)).result

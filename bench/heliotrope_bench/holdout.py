@@ -18,7 +18,8 @@ class Holdout:
 
     `targets` (T,), `train` (N,) and `replayed` (R,) are ascending positions of events. Batch models are fitted on
     `train`. A question is asked just before its target; by then the `replayed` events before the target were recorded,
-    and no other. `replayed` is `train` where not given. A variant may also record the events of `aside`.
+    and no other. `replayed` is `train` where not given. A variant may also record the events of `aside`. With
+    `segments_known` all users say before the first event which segments of the data set they belong to.
     """
 
     dataset: Dataset
@@ -26,6 +27,7 @@ class Holdout:
     train: Positions
     replayed: Positions = field(default_factory=lambda: _NOT_GIVEN)
     aside: Positions = field(default_factory=lambda: _NOT_GIVEN)
+    segments_known: bool = False
 
     def __post_init__(self) -> None:
         if self.replayed is _NOT_GIVEN:

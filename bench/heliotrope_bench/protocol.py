@@ -110,7 +110,9 @@ def hold_users_out(dataset: Dataset, events: Positions | None = None) -> Holdout
 
 
 def growing_histories(holdout: Holdout) -> dict[str, Holdout]:
-    """Each target after the last 0, 1, 3 and 5 events of its user before it, as if the user had come with them."""
+    """Each target after the last 0, 1, 3 and 5 events of its user before it, as if the user had come with them; where
+    the data set knows segments, also after none and with these.
+    """
     data = holdout.dataset
     targets = dict(zip(holdout.users.tolist(), holdout.targets.tolist(), strict=True))
     own: dict[int, list[int]] = {user: [] for user in targets}
@@ -122,6 +124,8 @@ def growing_histories(holdout: Holdout) -> dict[str, Holdout]:
         recent = [position for positions in own.values() for position in positions[len(positions) - count :]]
         replayed = np.union1d(holdout.train, np.array(recent, np.int64))
         variants[f"{count} event{'' if count == 1 else 's'}"] = replace(holdout, replayed=replayed)
+    if data.segments is not None:
+        variants["0 events, segments known"] = replace(variants["0 events"], segments_known=True)
     return variants
 
 
@@ -173,7 +177,8 @@ PROTOCOLS = (
         "cold-users",
         "Cold users",
         "A third of the users (at most 1,000), drawn at random, is not trained on. The target is the first positive of "
-        "an unseen item behind the user's fifth event, asked after the last 0, 1, 3 and 5 events before it.",
+        "an unseen item behind the user's fifth event, asked after the last 0, 1, 3 and 5 events before it. With "
+        "segments known, all users have said who they are (age, gender, occupation): other models have no use for it.",
         hold_users_out,
         growing_histories,
         "3 events",

@@ -26,7 +26,7 @@ from heliotrope_bench.summary import HR, NDCG, rows_of
 CONTRASTS = {
     "time-split": (("live", "frozen"),),
     "cold-items": (("5 events", "no event, later targets"),),
-    "cold-users": (("1 event", "0 events"), ("5 events", "1 event")),
+    "cold-users": (("0 events, segments known", "0 events"), ("1 event", "0 events"), ("5 events", "1 event")),
 }
 """Pairs of variants of a protocol with the same targets: what the first knows more than the second."""
 

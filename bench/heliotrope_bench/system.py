@@ -30,6 +30,9 @@ class System(Protocol):
     def record(self, positions: list[int]) -> None:
         """Records these events of the data set and returns when they are applied."""
 
+    def declare(self, user_id: str, segments: tuple[str, ...]) -> None:
+        """The user belongs to these segments."""
+
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
         """The best unseen items of a user, as of a time."""
 
@@ -39,6 +42,9 @@ def replay(
 ) -> Iterator[Served]:
     """Asks for each target just before it: by then all recorded events lie before it, and no other was recorded."""
     data, recorded, sent = holdout.dataset, holdout.replayed, 0
+    if holdout.segments_known and data.segments is not None:
+        for user_id, segments in zip(data.user_ids, data.segments, strict=True):
+            system.declare(user_id, segments)
     for target in holdout.targets.tolist():
         due = int(np.searchsorted(recorded, target))
         while sent < due:
@@ -84,6 +90,9 @@ class _ServerSystem:
         ]
         for result in self._client.record_events(events, history_import=True).rejected:
             raise ServerLostError(f"the server refused event {result.event_id} of the replay: {result.error.message}")
+
+    def declare(self, user_id: str, segments: tuple[str, ...]) -> None:
+        self._client.update_profile(user_id, segments=list(segments))
 
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
         found = self._client.recommend(user_id, count=count, request_time=time_s).recommendations

@@ -145,7 +145,7 @@ class Answerer:
                 interests[place] = catalogue.prior
             else:
                 if profile.segments:
-                    self.segment_priors.renew(profile, now_s)
+                    self.segment_priors.renew(profile, times[place])
                 interests[place] = profile.interest_vectors(times[place], parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]

@@ -54,6 +54,8 @@ def test_movielens_100k_comes_with_the_wheel_alone(tmp_path: Path) -> None:
     assert (len(data.items), len(data)) == (1_682, 100_000)
     assert "The Empire Strikes Back (1980)" in {item.title for item in data.items}
     assert all(item.title and item.item_id for item in data.items)
+    assert data.segments is not None
+    assert data.segments[data.user_ids.index("1")] == ("age 20s", "gender M", "technician")
 
 
 def test_small_files_of_both_forms(tmp_path: Path) -> None:

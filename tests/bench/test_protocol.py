@@ -91,6 +91,16 @@ def test_cold_users_come_with_their_last_events() -> None:
             assert history.tolist() == own[len(own) - count :]
 
 
+def test_only_who_has_segments_is_asked_with_them() -> None:
+    data = small(5)
+    assert not any("segments" in name for name in NAMED["cold-users"].variants(hold_users_out(data)))
+    data = replace(data, segments=[("all",)] * len(data.user_ids))
+    variants = NAMED["cold-users"].variants(hold_users_out(data))
+    with_them, without = variants["0 events, segments known"], variants["0 events"]
+    assert with_them.segments_known and not without.segments_known
+    assert with_them.fingerprint == without.fingerprint
+
+
 def test_splits_are_told_apart() -> None:
     data = small(6)
     prints = [

@@ -112,9 +112,14 @@ def test_the_replay_records_what_came_before_and_nothing_else(holdout: Holdout) 
         def __init__(self) -> None:
             self.known: list[int] = []
             self.asked: list[tuple[str, float, list[int]]] = []
+            self.declared: dict[str, tuple[str, ...]] = {}
 
         def record(self, positions: list[int]) -> None:
             self.known += positions
+
+        def declare(self, user_id: str, segments: tuple[str, ...]) -> None:
+            assert not self.known
+            self.declared[user_id] = segments
 
         def ask(self, user_id: str, time_s: float, count: int) -> Served:
             self.asked.append((user_id, time_s, list(self.known)))
@@ -127,6 +132,38 @@ def test_the_replay_records_what_came_before_and_nothing_else(holdout: Holdout) 
     for target, (user_id, time_s, known) in zip(holdout.targets.tolist(), witness.asked, strict=True):
         assert known == [event for event in holdout.replayed.tolist() if event < target]
         assert (user_id, time_s) == (data.user_ids[data.user[target]], data.time[target])
+    assert not witness.declared
+    segments = [(f"group {user % 2}",) for user in range(len(data.user_ids))]
+    told = replace(holdout, dataset=replace(data, segments=segments), segments_known=True)
+    witness = Witness()
+    list(replay(told, witness, 10))
+    assert witness.declared == dict(zip(data.user_ids, segments, strict=True))
+
+
+def test_segments_are_served_as_of_the_time_of_the_question(
+    holdout: Holdout, snapshots: Path, model_folder: Path
+) -> None:
+    """Long ago everybody had just done something; by today all of it has decayed."""
+    data = holdout.dataset
+    newcomer = len(data.user_ids)
+    told = replace(
+        holdout,
+        dataset=replace(
+            data,
+            user_ids=[*data.user_ids, "newcomer"],
+            segments=[(f"group {user % 2}",) for user in range(newcomer)] + [("group 1",)],
+        ),
+        segments_known=True,
+    )
+    for through in ("engine", "grpc"):
+        with started_system(told, snapshots, model_folder, through) as system:
+            list(replay(told, system, 1))
+            last_s = float(data.time[-1])
+            with_segment, without = system.ask("newcomer", last_s, 10), system.ask("nobody", last_s, 10)
+        assert with_segment.item_ids != without.item_ids
+        liked = [int(item_id.removeprefix("m")) % 2 for item_id in with_segment.item_ids]
+        # Members of group 1 turn to items of odd rows.
+        assert sum(liked) >= 7
 
 
 def test_the_whole_catalogue_can_be_asked_for(holdout: Holdout, snapshots: Path, tmp_path: Path) -> None:
