@@ -23,9 +23,9 @@ from heliotrope_server.version_token import VersionClock
 
 
 @contextmanager
-def engine_system(data: Dataset, snapshots: Path, folder: Path) -> Iterator["EngineSystem"]:
+def engine_system(data: Dataset, snapshots: Path, folder: Path, *, diversity: float = 0.0) -> Iterator["EngineSystem"]:
     """A started engine with a fresh data folder inside `folder`."""
-    settings = EngineSettings(checkpoint_interval_s=86_400.0)
+    settings = EngineSettings(checkpoint_interval_s=86_400.0, diversity=diversity)
     catalogue = LiveCatalogue(SnapshotStore(str(snapshots)).open())
     with asyncio.Runner() as runner:
 

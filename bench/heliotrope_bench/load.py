@@ -37,6 +37,11 @@ RECALL_USERS = 200
 SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Offered rates of the sweep, as shares of what the closed loop reached."""
 
+DIVERSITY = 0.3
+"""Of the case that shows what a rule for the list costs."""
+MOST_WITH_RULES = 100
+"""Longest list with rules; see heliotrope.v1.ListRules."""
+
 COLUMNS = {
     "case": "",
     "rate_per_s": ",.0f",
@@ -157,12 +162,15 @@ class LoadBench:
     def run(self, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
         """All rows, in the order of the table."""
         options, population = self._options, self._population
+        # The generators' processes start and import before the first of them has a moment to keep.
+        for future in [pool.submit(histogram, []) for _ in range(options.processes)]:
+            future.result()
         self._say("recording the history of the users")
         seen = self._record_history()
         recommend = population.recommend_calls(options.count)
         self._say("Recommend and the empty handler, in turns")
-        ceiling, served = self._in_turns(pool, recommend)
-        rows = [ceiling, served] if ceiling else [served]
+        ceiling, answered = self._in_turns(pool, recommend)
+        rows, served = [*([ceiling] if ceiling else []), *answered], answered[0]
         if options.snapshots is not None:
             self._say("recall")
             arrays = SnapshotArrays.read(options.snapshots, self._server.snapshot)
@@ -198,21 +206,31 @@ class LoadBench:
 
     def _in_turns(
         self, pool: ProcessPoolExecutor, calls: Sequence[PreparedCall]
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Recommend in a closed loop; with a server of our own, in turns with an empty handler on the same cores."""
-        case, concurrency = f"Recommend({self._options.count}), closed loop", self._options.concurrency
-        if self._server.cpus is None:
-            return None, self._closed(case, pool, calls, concurrency)
-        ceilings, served = [], []
-        for _ in range(self._options.rounds):
-            with EmptyServer(self._server.cpus) as empty:
-                target = UnderTest(empty.address, "", empty.pid)
-                ceilings.append(self._closed("empty handler, closed loop", pool, calls, concurrency, target=target))
-            served.append(self._closed(case, pool, calls, concurrency))
-        ceiling, ours = _median_row(ceilings), _median_row(served)
-        ours["of_ceiling"] = ours["rate_per_s"] / ceiling["rate_per_s"]
-        ours["of_ceiling_by_cpu"] = ours["rate_per_cpu_s"] / ceiling["rate_per_cpu_s"]
-        return ceiling, ours
+    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Recommend in a closed loop, as it is and with a rule for the list; with a server of our own, in turns with an
+        empty handler on the same cores.
+        """
+        options, concurrency = self._options, self._options.concurrency
+        cases = {f"Recommend({options.count}), closed loop": calls}
+        if options.count <= MOST_WITH_RULES:
+            ruled = self._population.recommend_calls(options.count, diversity=DIVERSITY)
+            cases[f"Recommend({options.count}) of diversity {DIVERSITY}, closed loop"] = ruled
+        ceilings: list[dict[str, Any]] = []
+        served: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+        for _ in range(options.rounds if self._server.cpus is not None else 1):
+            if self._server.cpus is not None:
+                with EmptyServer(self._server.cpus) as empty:
+                    target = UnderTest(empty.address, "", empty.pid)
+                    ceilings.append(self._closed("empty handler, closed loop", pool, calls, concurrency, target=target))
+            for case, own in cases.items():
+                served[case].append(self._closed(case, pool, own, concurrency))
+        rows = [_median_row(each) for each in served.values()]
+        ceiling = _median_row(ceilings) if ceilings else None
+        if ceiling is not None:
+            for row in rows:
+                row["of_ceiling"] = row["rate_per_s"] / ceiling["rate_per_s"]
+                row["of_ceiling_by_cpu"] = row["rate_per_cpu_s"] / ceiling["rate_per_cpu_s"]
+        return ceiling, rows
 
     def _open_loop(
         self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall], reached: float

@@ -49,14 +49,18 @@ class Population:
                 event_id=f"history-{number}",
             )
 
-    def recommend_calls(self, count: int, *, number: int = 4_096) -> list[PreparedCall]:
+    def recommend_calls(self, count: int, *, diversity: float = 0.0, number: int = 4_096) -> list[PreparedCall]:
         """Recommend(count) for users drawn at random."""
         users = self.user_ids()
         chosen = np.random.default_rng(self.seed + 1).integers(len(users), size=number).tolist()
-        return [
-            PreparedCall(RECOMMEND, RecommendRequest(user_id=users[one], count=count).SerializeToString())
-            for one in chosen
-        ]
+        plain = RecommendRequest(count=count)
+        if diversity:
+            plain.list_rules.diversity = diversity
+        calls = []
+        for one in chosen:
+            plain.user_id = users[one]
+            calls.append(PreparedCall(RECOMMEND, plain.SerializeToString()))
+        return calls
 
     def batch_recommend_calls(self, count: int, *, number: int = 16, users_per_call: int = 256) -> list[PreparedCall]:
         """BatchRecommend for 256 users a call; the unit is an answered user."""

@@ -28,7 +28,7 @@ from heliotrope_bench.errors import BenchError
 from heliotrope_bench.holdout import Holdout
 from heliotrope_bench.list_quality import list_figures
 from heliotrope_bench.protocol import PROTOCOLS, Protocol
-from heliotrope_bench.ranking import CUT_OFF, DEEPEST, TargetRank, rank_in_list
+from heliotrope_bench.ranking import CUT_OFF, DEEPEST, TargetRank, place_in_list, rank_in_list
 from heliotrope_bench.report import print_table
 from heliotrope_bench.result import OURS, Result, comparable, read_results, write_results
 from heliotrope_bench.snapshot_job import (
@@ -45,6 +45,9 @@ from heliotrope_bench.text_features import text_features
 
 VALIDATION_TARGETS = 2_500
 """Targets on which a competitor's settings are compared."""
+
+DIVERSE = 100
+"""Places of a list with rules, so recall behind them is not measured."""
 
 Through = Literal["engine", "grpc"]
 Figures = dict[str, float | None]
@@ -74,6 +77,7 @@ class QualityOptions(BaseSettings):
         [], description="models to compare with: names, or `none`; default: those of each protocol"
     )
     trials: int = Field(TRIALS, ge=1, description="settings of the system that are tried on each validation part")
+    diversity: float = Field(0.0, ge=0, le=1, description="how much the items of a list should differ, as for `serve`")
     through: Through = Field("engine", description="the engine in this process, or a server over gRPC")
     results: Path = Field(Path(".bench/quality"), description="folder of the raw results, one JSON file a model")
     data: Path | None = Field(None, description="folder of the data sets, in place of HELIOTROPE_DATA")
@@ -139,12 +143,11 @@ def _run_protocol(
 
     wanted = list(ABLATIONS) if "all" in options.ablations else options.ablations
     for ablation in [*([None] if options.heliotrope else []), *wanted]:
-        name = OURS if ablation is None else f"{OURS}-{ablation}"
+        name = "-".join([OURS, *([ablation] if ablation else []), *_diverse(options.diversity)])
         with tempfile.TemporaryDirectory(prefix="heliotrope-quality-") as folder:
             changes = None if ablation is None else ABLATIONS[ablation]
             store = build_snapshot(holdout, Path(folder), model, options.work, ablation=changes, trials=options.trials)
-            measured = measure_system(variants, store, model, options.through, console, trials=options.trials)
-            keep(name, measured)
+            keep(name, measure_system(variants, store, model, options, console))
     names = options.competitors or list(protocol.competitors)
     known = rivals.competitors(features)
     with _progress(console) as progress:
@@ -170,55 +173,69 @@ def measure_competitor(competitor: Competitor, variants: dict[str, Holdout], val
 
 
 def measure_system(
-    variants: dict[str, Holdout], snapshots: Path, model: Path, through: Through, console: Console, *, trials: int
+    variants: dict[str, Holdout], snapshots: Path, model: Path, options: QualityOptions, console: Console
 ) -> Measured:
-    """Replays each variant through a fresh system; through the engine, also its calibration.
-
-    `trials` is how many settings were tried for the snapshots.
-    """
+    """Replays each variant through a fresh system; through the engine, also its calibration."""
     outcomes: Measured = {}
     for variant, holdout in variants.items():
         started = time.perf_counter()
-        with started_system(holdout, snapshots, model, through) as system, _progress(console) as progress:
+        with (
+            started_system(holdout, snapshots, model, options.through, diversity=options.diversity) as system,
+            _progress(console) as progress,
+        ):
             task = progress.add_task(f"replay {variant}", total=len(holdout.targets))
-            ranks, top, figures = ask_all(holdout, system, partial(progress.advance, task))
+            advance = partial(progress.advance, task)
+            ranks, top, figures = ask_all(holdout, system, advance, diverse=options.diversity > 0.0)
         seconds = time.perf_counter() - started
-        outcomes[variant] = (Outcome(ranks, top, parameters_of(snapshots), trials, seconds), figures)
+        outcomes[variant] = (Outcome(ranks, top, parameters_of(snapshots), options.trials, seconds), figures)
     return outcomes
 
 
 @contextmanager
-def started_system(holdout: Holdout, snapshots: Path, model: Path, through: Through) -> Iterator[System]:
+def started_system(
+    holdout: Holdout, snapshots: Path, model: Path, through: Through, *, diversity: float = 0.0
+) -> Iterator[System]:
     """A fresh system that has recorded nothing."""
     with tempfile.TemporaryDirectory(prefix="heliotrope-replay-") as folder:
         if through == "grpc":
-            with server_system(holdout.dataset, snapshots, Path(folder), model) as server:
+            with server_system(holdout.dataset, snapshots, Path(folder), model, diversity=diversity) as server:
                 yield server
         else:
-            with engine_system(holdout.dataset, snapshots, Path(folder)) as engine:
+            with engine_system(holdout.dataset, snapshots, Path(folder), diversity=diversity) as engine:
                 yield engine
 
 
 def ask_all(
-    holdout: Holdout, system: System, advance: Callable[[], None] = lambda: None
+    holdout: Holdout, system: System, advance: Callable[[], None] = lambda: None, *, diverse: bool = False
 ) -> tuple[list[TargetRank], NDArray[np.int64], Figures]:
-    """Ranks, best ten item rows (targets, 10) and calibration figures of a replay."""
+    """Ranks, best ten item rows (targets, 10) and calibration figures of a replay.
+
+    Lists that are made `diverse` are shorter, in an order of their own, and have no figures of calibration.
+    """
     data = holdout.dataset
     rows = {item.item_id: row for row, item in enumerate(data.items)}
     generator = np.random.default_rng(0)
     checked = set(generator.permutation(len(holdout.targets))[:MAX_TARGETS].tolist())
     duels, ranks = Duels(), []
     top = np.full((len(holdout.targets), CUT_OFF), -1)
-    for place, served in enumerate(replay(holdout, system, DEEPEST, advance=advance)):
+    for place, served in enumerate(replay(holdout, system, DIVERSE if diverse else DEEPEST, advance=advance)):
         target = int(holdout.targets[place])
         item = int(data.item[target])
-        ranks.append(rank_in_list(served.item_ids, served.scores, data.items[item].item_id))
-        best = [rows[item_id] for item_id in served.item_ids[:CUT_OFF]]
+        item_id = data.items[item].item_id
+        if diverse:
+            ranks.append(place_in_list(served.item_ids, item_id))
+        else:
+            ranks.append(rank_in_list(served.item_ids, served.scores, item_id))
+        best = [rows[each] for each in served.item_ids[:CUT_OFF]]
         top[place, : len(best)] = best
-        if place in checked and isinstance(system, EngineSystem):
+        if place in checked and not diverse and isinstance(system, EngineSystem):
             user_id, time_s = data.user_ids[data.user[target]], float(data.time[target])
             duels.add(*system.ask_for_all(user_id, time_s), item, generator)
-    return ranks, top, dict(duels.figures()) if isinstance(system, EngineSystem) else {}
+    return ranks, top, dict(duels.figures()) if duels.labels else {}
+
+
+def _diverse(diversity: float) -> list[str]:
+    return [f"diversity-{diversity:g}"] if diversity else []
 
 
 def _result(

@@ -54,6 +54,11 @@ def rank_in_list(item_ids: list[str], scores: list[float], target: str) -> Targe
     return TargetRank(sum(score > own for score in scores), sum(score == own for score in scores))
 
 
+def place_in_list(item_ids: list[str], target: str) -> TargetRank:
+    """The place of a target in a list that is in another order than that of the scores."""
+    return TargetRank(item_ids.index(target), 1) if target in item_ids else TargetRank(None)
+
+
 def values(ranks: list[TargetRank]) -> NDArray[np.float64]:
     """(targets, measures): the expected value of each of MEASURES.
 

@@ -56,7 +56,9 @@ def replay(
 
 
 @contextmanager
-def server_system(data: Dataset, snapshots: Path, folder: Path, model: Path) -> Iterator[System]:
+def server_system(
+    data: Dataset, snapshots: Path, folder: Path, model: Path, *, diversity: float = 0.0
+) -> Iterator[System]:
     """A `heliotrope serve` process on a fresh data folder inside `folder`, asked over gRPC."""
     arguments = [
         *("--snapshots", str(snapshots)),
@@ -65,6 +67,7 @@ def server_system(data: Dataset, snapshots: Path, folder: Path, model: Path) -> 
         *("--port", "0"),
         # One shard: the live popularity of a second one would arrive a little later.
         *("--shards", "1"),
+        *("--diversity", str(diversity)),
     ]
     with Server(arguments, log=folder / "serve.log") as server, Client(server.address, timeout_s=60.0) as client:
         yield _ServerSystem(data, client)

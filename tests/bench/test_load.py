@@ -13,6 +13,7 @@ from heliotrope_bench.load_data import Population, mixed
 from heliotrope_bench.recall import SnapshotArrays, hits
 from tests.server.worlds import publish
 
+OTHERS = ("BatchRecommend", "mix", "RecordEvents")
 SHORT = ["--duration-s", "0.5", "--warm-up-s", "0.2", "--rounds", "1", "--users", "40", "--events-per-user", "5"]
 
 
@@ -24,7 +25,7 @@ def test_every_case_runs_and_the_answers_are_right(tmp_path: Path) -> None:
     assert main([*arguments, *SHORT, "--intake-events", "3000", "--p99-ms", "5000", "--out", str(out)]) == 0
     report = json.loads(out.read_text())
     rows = {row["case"].partition(",")[0]: row for row in report["results"]}
-    assert list(rows) == ["empty handler", "Recommend(10)", "BatchRecommend", "mix", "RecordEvents"]
+    assert list(rows) == ["empty handler", "Recommend(10)", "Recommend(10) of diversity 0.3", *OTHERS]
     for row in rows.values():
         assert {"rate_per_s", "p50_ms", "p99_ms", "p99_9_ms", "errors"} <= set(row)
         assert row["errors"] == 0 and row["rate_per_s"] > 0

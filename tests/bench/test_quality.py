@@ -140,6 +140,19 @@ def test_the_replay_records_what_came_before_and_nothing_else(holdout: Holdout) 
     assert witness.declared == dict(zip(data.user_ids, segments, strict=True))
 
 
+def test_diversity_lengthens_no_list_and_spreads_it(holdout: Holdout, snapshots: Path, model_folder: Path) -> None:
+    tops = []
+    for diversity in (0.0, 0.7):
+        with started_system(holdout, snapshots, model_folder, "engine", diversity=diversity) as system:
+            ranks, top, figures = ask_all(holdout, system, diverse=diversity > 0.0)
+        assert len(ranks) == len(top) == len(holdout.targets)
+        assert bool(figures) == (diversity == 0.0)
+        tops.append(top)
+    parity = [(top % 2).mean(axis=1) for top in tops]
+    # Items of even and of odd rows are liked by different users: a diverse list holds both kinds.
+    assert np.abs(parity[1] - 0.5).mean() < np.abs(parity[0] - 0.5).mean()
+
+
 def test_segments_are_served_as_of_the_time_of_the_question(
     holdout: Holdout, snapshots: Path, model_folder: Path
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliotrope_bench.ranking import TargetRank, metrics, rank_in_list, rank_in_scores
+from heliotrope_bench.ranking import TargetRank, metrics, place_in_list, rank_in_list, rank_in_scores
 
 
 def naive(rank: int) -> tuple[float, float, float]:
@@ -60,3 +60,8 @@ def test_the_interval_is_that_of_the_bootstrap() -> None:
     assert row["hr@10_low"] == pytest.approx(0.2 - margin, abs=0.006)
     assert row["hr@10_high"] == pytest.approx(0.2 + margin, abs=0.006)
     assert metrics(ranks) == row
+
+
+def test_a_list_in_an_order_of_its_own_counts_places() -> None:
+    assert place_in_list(["a", "b", "c"], "c") == TargetRank(2, 1)
+    assert place_in_list(["a", "b", "c"], "d") == TargetRank(None)
