@@ -85,6 +85,10 @@ def histogram(encoded: Sequence[bytes] = ()) -> HdrHistogram:
     return total
 
 
+def ready() -> None:
+    """Returns once this process has imported all that it needs."""
+
+
 def generate(load: Load) -> Outcome:
     """Runs one generator to its end; called in a process of its own."""
     if load.cpus is not None and hasattr(os, "sched_setaffinity"):

@@ -27,7 +27,7 @@ from rich.console import Console
 from heliotrope import Client
 from heliotrope_bench.empty_server import EmptyServer
 from heliotrope_bench.errors import ServerLostError
-from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals
+from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals, ready
 from heliotrope_bench.job import Server
 from heliotrope_bench.load_data import Population, mixed
 from heliotrope_bench.recall import SnapshotArrays, served_recall
@@ -163,7 +163,7 @@ class LoadBench:
         """All rows, in the order of the table."""
         options, population = self._options, self._population
         # The generators' processes start and import before the first of them has a moment to keep.
-        for future in [pool.submit(histogram, []) for _ in range(options.processes)]:
+        for future in [pool.submit(ready) for _ in range(options.processes)]:
             future.result()
         self._say("recording the history of the users")
         seen = self._record_history()
