@@ -14,7 +14,7 @@ from heliotrope_bench.recall import SnapshotArrays, hits
 from tests.server.worlds import publish
 
 OTHERS = ("BatchRecommend", "mix", "RecordEvents")
-SHORT = ["--duration-s", "0.5", "--warm-up-s", "0.2", "--rounds", "1", "--users", "40", "--events-per-user", "5"]
+SHORT = ["--duration-s", "1.5", "--warm-up-s", "0.3", "--rounds", "1", "--users", "40", "--events-per-user", "5"]
 
 
 def test_every_case_runs_and_the_answers_are_right(tmp_path: Path) -> None:
