@@ -1,5 +1,6 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`train` (time of the training job) and `learning` (what feedback gains, and what fake feedback can do)."""
+`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
+`learning` (what feedback gains, and what fake feedback can do)."""
 
 import sys
 from typing import TypeVar
@@ -21,9 +22,11 @@ commands:
   quality-report  the page of tables and plots from what quality wrote
   encode          texts per second of the encoder, beside bare ONNX Runtime on the same batches
   train           time and memory of the training job, on as many events as you like
+  start           seconds from the start of a server to its first answer
+  memory          bytes of an item and of a user, in memory and on disk
   learning        what online learning gains with simulated users, and what an attack on it can do
 
-`load`, `encode`, `train` and `learning` take --out FILE.json, `quality` --results FOLDER for the raw results.
+`quality` takes --results FOLDER for the raw results, the others but `quality-report` --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
 
 
@@ -55,14 +58,22 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import train
 
             train.run(parse(train.TrainOptions, rest), rest, console)
+        elif command == "start":
+            from heliotrope_bench import start
+
+            start.run(parse(start.StartOptions, rest), rest, console)
+        elif command == "memory":
+            from heliotrope_bench import memory
+
+            memory.run(parse(memory.MemoryOptions, rest), rest, console)
         elif command == "learning":
             from heliotrope_bench import learning
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
         else:
             print(
-                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train or "
-                "learning",
+                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
+                "memory or learning",
                 file=sys.stderr,
             )
             return 2

@@ -1,0 +1,65 @@
+"""Snapshots of any size for benchmarks of the machinery, where what the items are about does not matter."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_indexer.ann_index import EXACT_UP_TO, build_index, served_queries
+from heliotrope_indexer.catalog_item import CatalogItem
+from heliotrope_indexer.parameters import Parameters
+from heliotrope_indexer.snapshot import SnapshotStore, write_snapshot
+
+HALF_LIVES_S = (300.0, 30 * 86_400.0)
+SPREAD = 0.7
+"""Standard deviation of items around the centre of their kind, whose own is 1."""
+_BLOCK = 50_000
+
+
+def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 2) -> Path:
+    """A store with one seeded snapshot of so many items, made on first use; with an index where `build` makes one.
+
+    Vectors gather around as many centres as the root of the number of items.
+    """
+    store = folder / f"{items}x{dimension}"
+    if (store / "CURRENT").is_file():
+        return store
+    vectors = clustered_vectors(items, dimension)
+    bias = np.random.default_rng(1).normal(scale=0.2, size=items).astype(np.float32)
+    matrices = np.repeat(np.eye(dimension, dtype=np.float32)[None], len(HALF_LIVES_S), axis=0)
+    prior = np.zeros(dimension, np.float32)
+    parameters = Parameters(half_lives_s=HALF_LIVES_S, kappas=(1.0, 1.0), live_popularity_weight=0.1)
+    index, quality = None, None
+    if items > EXACT_UP_TO:
+        queries = served_queries(vectors, matrices, prior, parameters.kappas)
+        measured = build_index(vectors, bias, queries, threads=threads)
+        index, quality = measured.index, measured.summary()
+        parameters = parameters.model_copy(update={"search": measured.search})
+    draft = folder / f".draft-{items}x{dimension}"
+    write_snapshot(
+        draft,
+        items=[CatalogItem(f"i{row}", f"Item {row}") for row in range(items)],
+        vectors=vectors,
+        bias=bias,
+        prior=prior,
+        scoring_matrices=matrices,
+        parameters=parameters,
+        index=index,
+        quality=quality,
+    )
+    SnapshotStore(store).publish(draft)
+    return store
+
+
+def clustered_vectors(items: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
+    """(items, dimension), mean squared length about 1."""
+    generator = np.random.default_rng(seed)
+    scale = 1.0 / np.sqrt(dimension * (1.0 + SPREAD**2))
+    centres = generator.normal(size=(max(int(np.sqrt(items)), 1), dimension)).astype(np.float32)
+    vectors = np.empty((items, dimension), np.float32)
+    for begin in range(0, items, _BLOCK):
+        block = vectors[begin : begin + _BLOCK]
+        block[:] = centres[generator.integers(len(centres), size=len(block))]
+        block += np.float32(SPREAD) * generator.standard_normal(block.shape, dtype=np.float32)
+    vectors *= np.float32(scale)
+    return vectors
