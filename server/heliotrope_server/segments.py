@@ -3,17 +3,19 @@
 Users are spread over shards by a hash, so the members on one shard are a fair sample of the segment: each shard makes
 its priors from its own, and nothing is exchanged.
 
-    prior_s = (SHRINKAGE * population prior + sum over the n newest members of v_u) / (SHRINKAGE + n)
+    prior_s = population prior + n / (SHRINKAGE + n) * (mean of v_u over the n newest members - the same over everybody)
 
-v_u is a member's interest vector of the longest horizon over the population's prior. One member moves the prior by at
-most 1 / (SHRINKAGE + n) of the way to their own taste, and fewer than MIN_MEMBERS make none: a newcomer must not be
-shown what one person likes.
+v_u is an interest vector of the longest horizon; everybody are the newest members of any segment. What counts is how
+members differ: the population's prior is learned to serve users of whom nothing is known, which the mean taste of
+people with a history does not. One member moves the prior by at most 1 / (SHRINKAGE + n) of the way to their own taste,
+and everybody's mean by 1 / MIN_MEMBERS at most; fewer than MIN_MEMBERS make no prior: a newcomer must not be shown what
+one person likes.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +28,20 @@ MAX_SEGMENTS = 16
 MIN_MEMBERS = 5
 MOST_MEMBERS = 32
 """Members with the newest events whose taste is read: some milliseconds where all must come from disk."""
-SHRINKAGE = 2.0
+MOST_OF_ALL = 128
+"""The same of everybody."""
+SHRINKAGE = 5.0
 RENEWED_S = 60.0
-"""A prior is kept this long; where there is none yet, it is looked for as soon as a member has done something."""
+"""A mean is kept this long; where there is none yet, it is looked for as soon as a member has done something."""
+_EVERYBODY = ""
+"""No segment has this name."""
+
+
+class Taste(NamedTuple):
+    """The mean interest vector (d,) of some members."""
+
+    mean: NDArray[np.float32]
+    members: int
 
 
 class SegmentMembers:
@@ -41,26 +54,26 @@ class SegmentMembers:
 
     def put(self, user_id: str, segments: Iterable[str]) -> None:
         """Takes over what is stored."""
-        for name in segments:
+        for name in _with_everybody(segments):
             self._members.setdefault(name, OrderedDict())[user_id] = None
 
     def change(self, user_id: str, before: Sequence[str], after: Sequence[str]) -> None:
         """Moves a user from some segments to others."""
-        for name in before:
+        for name in _with_everybody(before):
             members = self._members.get(name)
             if members is not None:
                 members.pop(user_id, None)
                 if not members:
                     del self._members[name]
         self.put(user_id, after)
-        self._changes.update({*before, *after})
+        self._changes.update({*_with_everybody(before), *_with_everybody(after)})
         self._dirty[user_id] = tuple(after)
 
     def touch(self, user_id: str, segments: Sequence[str]) -> None:
         """The user has a new event."""
-        for name in segments:
+        for name in _with_everybody(segments):
             self._members[name].move_to_end(user_id)
-        self._changes.update(segments)
+            self._changes[name] += 1
 
     def changes(self, name: str) -> int:
         """Grows with everything that the members of a segment do."""
@@ -84,6 +97,11 @@ class SegmentMembers:
         self._dirty = {**taken, **self._dirty}
 
 
+def _with_everybody(segments: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(segments)
+    return (*names, _EVERYBODY) if names else ()
+
+
 class Profiles(Protocol):
     """What is needed of the profile store."""
 
@@ -98,7 +116,7 @@ class SegmentPriors:
     def __init__(self, catalogue: LiveCatalogue, store: Profiles) -> None:
         self._catalogue = catalogue
         self._store = store
-        self._kept: dict[str, tuple[float, int, NDArray[np.float32] | None]] = {}
+        self._kept: dict[str, tuple[float, int, Taste | None]] = {}
 
     def renew(self, profile: Profile, now_s: float) -> None:
         """Gives a profile the mean prior of its segments, as far as they have any; declared interests go before it."""
@@ -109,18 +127,25 @@ class SegmentPriors:
         profile.refresh_prior(self._catalogue)
 
     def _prior(self, name: str, now_s: float) -> NDArray[np.float32] | None:
-        changes = self._store.segments.changes(name)
-        made_s, made_of, prior = self._kept.get(name, (-np.inf, -1, None))
-        if not 0.0 <= now_s - made_s < RENEWED_S or (prior is None and made_of != changes):
-            prior = self._made(name, now_s)
-            self._kept[name] = (now_s, changes, prior)
-        return prior
+        own, everybody = self._taste(name, MOST_MEMBERS, now_s), self._taste(_EVERYBODY, MOST_OF_ALL, now_s)
+        if own is None or everybody is None:
+            return None
+        share = own.members / (SHRINKAGE + own.members)
+        return (self._catalogue.prior + share * (own.mean - everybody.mean)).astype(np.float32)
 
-    def _made(self, name: str, now_s: float) -> NDArray[np.float32] | None:
+    def _taste(self, name: str, most: int, now_s: float) -> Taste | None:
+        changes = self._store.segments.changes(name)
+        made_s, made_of, taste = self._kept.get(name, (-np.inf, -1, None))
+        if not 0.0 <= now_s - made_s < RENEWED_S or (taste is None and made_of != changes):
+            taste = self._read(name, most, now_s)
+            self._kept[name] = (now_s, changes, taste)
+        return taste
+
+    def _read(self, name: str, most: int, now_s: float) -> Taste | None:
         catalogue, parameters = self._catalogue, self._catalogue.parameters
         longest = int(np.argmax(parameters.half_lives_s))
         tastes = []
-        for user_id in self._store.segments.newest(name, MOST_MEMBERS):
+        for user_id in self._store.segments.newest(name, most):
             member = self._store.get(user_id, catalogue)
             if member is None or not any(mass > 0.0 for mass in member.total.masses):
                 continue
@@ -128,7 +153,4 @@ class SegmentPriors:
                 member.total, catalogue.prior, member.read_time_s(now_s), parameters.half_lives_s, parameters.kappas
             )
             tastes.append(vectors[longest])
-        if len(tastes) < MIN_MEMBERS:
-            return None
-        total: NDArray[np.float32] = SHRINKAGE * catalogue.prior + np.sum(tastes, axis=0)
-        return (total / (SHRINKAGE + len(tastes))).astype(np.float32)
+        return Taste(np.mean(tastes, axis=0, dtype=np.float32), len(tastes)) if len(tastes) >= MIN_MEMBERS else None

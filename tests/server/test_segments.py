@@ -8,7 +8,7 @@ from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.explanation import PRIOR
 from heliotrope_server.profile_store import ProfileStore, encode_profile
-from heliotrope_server.segments import MIN_MEMBERS, RENEWED_S, SHRINKAGE, SegmentPriors
+from heliotrope_server.segments import MIN_MEMBERS, MOST_OF_ALL, RENEWED_S, SHRINKAGE, SegmentPriors
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -68,6 +68,7 @@ async def test_few_members_make_no_prior_and_it_is_renewed_after_a_while(tmp_pat
         for number in range(10):
             await engine.set_segments(f"silent{number}", ["jazz"])
         await fill(engine, "jazz", [f"j{number}" for number in range(MIN_MEMBERS - 1)], ["i1"])
+        await fill(engine, "rock", [f"r{number}" for number in range(MIN_MEMBERS)], ["i50"])
         assert await source(engine, "new") == SOURCE_POPULAR
         await fill(engine, "jazz", ["one-more"], ["i1"])
         assert await source(engine, "new") == SOURCE_SEGMENT
@@ -82,14 +83,28 @@ async def test_one_member_moves_the_prior_within_the_bound(tmp_path):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served, wall_clock=Clock()) as engine:
         await fill(engine, "jazz", [f"j{number}" for number in range(MIN_MEMBERS)], ["i1", "i2"])
-        before = SegmentPriors(served, engine.store)._prior("jazz", NOW_S)
+        await fill(engine, "rock", [f"r{number}" for number in range(8)], ["i50"])
+
+        def read():
+            priors = SegmentPriors(served, engine.store)
+            return priors._prior("jazz", NOW_S), priors._taste("", MOST_OF_ALL, NOW_S).mean
+
+        before, everybody = read()
         await engine.set_segments("attacker", ["jazz"])
         await engine.record([click("attacker", "i77", number) for number in range(500)])
-        after = SegmentPriors(served, engine.store)._prior("jazz", NOW_S)
+        after, everybody_now = read()
         own = engine.profile("attacker").interest_vectors(NOW_S, served.parameters)[1]
-        bound = 1.0 / (SHRINKAGE + MIN_MEMBERS + 1)
-        moved = np.linalg.norm(after - before)
-        assert 0.0 < moved <= bound * np.linalg.norm(own - before) * (1 + 1e-5)
+        away = np.linalg.norm(own - everybody - (before - served.prior)) / (SHRINKAGE + MIN_MEMBERS + 1)
+        shift = np.linalg.norm(everybody_now - everybody)
+        assert 0.0 < shift <= np.linalg.norm(own - everybody) / (MIN_MEMBERS + 8 + 1) * (1 + 1e-5)
+        assert 0.0 < np.linalg.norm(after - before) <= (away + shift) * (1 + 1e-5)
+
+
+async def test_a_segment_of_everybody_says_nothing(tmp_path):
+    served = worlds.catalogue(tmp_path)
+    async with worlds.engine(tmp_path, served, wall_clock=Clock()) as engine:
+        await fill(engine, "all", [f"j{number}" for number in range(MIN_MEMBERS)], ["i1", "i2"])
+        np.testing.assert_allclose(SegmentPriors(served, engine.store)._prior("all", NOW_S), served.prior, atol=1e-6)
 
 
 @pytest.mark.parametrize("crash", [False, True])
