@@ -5,7 +5,8 @@ its priors from its own, and nothing is exchanged.
 
     prior_s = population prior + n / (SHRINKAGE + n) * (mean of v_u over the n newest members - the same over everybody)
 
-v_u is an interest vector of the longest horizon; everybody are the newest members of any segment. What counts is how
+v_u is an interest vector of the longest horizon; everybody are the newest members of any segment, and where fewer than
+MIN_MEMBERS of them are outside of this one, the population's prior stands for their mean. What counts is how
 members differ: the population's prior is learned to serve users of whom nothing is known, which the mean taste of
 people with a history does not. One member moves the prior by at most 1 / (SHRINKAGE + n) of the way to their own taste,
 and everybody's mean by 1 / MIN_MEMBERS at most; fewer than MIN_MEMBERS make no prior: a newcomer must not be shown what
@@ -79,6 +80,10 @@ class SegmentMembers:
         """Grows with everything that the members of a segment do."""
         return self._changes[name]
 
+    def outside(self, name: str) -> int:
+        """How many members of other segments are not in this one."""
+        return len(self._members.get(_EVERYBODY, ())) - len(self._members.get(name, ()))
+
     def newest(self, name: str, count: int) -> list[str]:
         """At most `count` members, those with the newest events first."""
         return list(islice(reversed(self._members.get(name, OrderedDict())), count))
@@ -127,11 +132,15 @@ class SegmentPriors:
         profile.refresh_prior(self._catalogue)
 
     def _prior(self, name: str, now_s: float) -> NDArray[np.float32] | None:
-        own, everybody = self._taste(name, MOST_MEMBERS, now_s), self._taste(_EVERYBODY, MOST_OF_ALL, now_s)
-        if own is None or everybody is None:
+        own, population = self._taste(name, MOST_MEMBERS, now_s), self._catalogue.prior
+        if own is None:
             return None
+        usual = population
+        if self._store.segments.outside(name) >= MIN_MEMBERS:
+            everybody = self._taste(_EVERYBODY, MOST_OF_ALL, now_s)
+            usual = population if everybody is None else everybody.mean
         share = own.members / (SHRINKAGE + own.members)
-        return (self._catalogue.prior + share * (own.mean - everybody.mean)).astype(np.float32)
+        return (population + share * (own.mean - usual)).astype(np.float32)
 
     def _taste(self, name: str, most: int, now_s: float) -> Taste | None:
         changes = self._store.segments.changes(name)

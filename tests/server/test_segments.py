@@ -7,6 +7,7 @@ from heliotrope_server.answerer import SOURCE_DECLARED, SOURCE_PERSONAL, SOURCE_
 from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.explanation import PRIOR
+from heliotrope_server.interest import interest_vectors
 from heliotrope_server.profile_store import ProfileStore, encode_profile
 from heliotrope_server.segments import MIN_MEMBERS, MOST_OF_ALL, RENEWED_S, SHRINKAGE, SegmentPriors
 from tests.server import worlds
@@ -100,11 +101,24 @@ async def test_one_member_moves_the_prior_within_the_bound(tmp_path):
         assert 0.0 < np.linalg.norm(after - before) <= (away + shift) * (1 + 1e-5)
 
 
-async def test_a_segment_of_everybody_says_nothing(tmp_path):
+async def test_the_only_segment_is_compared_with_the_population(tmp_path):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served, wall_clock=Clock()) as engine:
         await fill(engine, "all", [f"j{number}" for number in range(MIN_MEMBERS)], ["i1", "i2"])
-        np.testing.assert_allclose(SegmentPriors(served, engine.store)._prior("all", NOW_S), served.prior, atol=1e-6)
+        totals = [engine.profile(f"j{number}").total for number in range(MIN_MEMBERS)]
+        parameters = served.parameters
+        mean = np.mean(
+            [
+                interest_vectors(total, served.prior, NOW_S, parameters.half_lives_s, parameters.kappas)[1]
+                for total in totals
+            ],
+            axis=0,
+        )
+        share = MIN_MEMBERS / (SHRINKAGE + MIN_MEMBERS)
+        expected = served.prior + share * (mean - served.prior)
+        np.testing.assert_allclose(SegmentPriors(served, engine.store)._prior("all", NOW_S), expected, rtol=1e-5)
+        await fill(engine, "rock", [f"r{number}" for number in range(MIN_MEMBERS)], ["i50"])
+        assert np.abs(SegmentPriors(served, engine.store)._prior("all", NOW_S) - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("crash", [False, True])
