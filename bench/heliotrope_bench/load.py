@@ -26,10 +26,9 @@ from rich.console import Console
 
 from heliotrope import Client
 from heliotrope_bench.empty_server import EmptyServer
-from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals, ready
 from heliotrope_bench.job import Server
-from heliotrope_bench.load_data import Population, mixed
+from heliotrope_bench.load_data import Population, mixed, record
 from heliotrope_bench.recall import SnapshotArrays, served_recall
 from heliotrope_bench.report import print_table, write_report
 
@@ -195,10 +194,7 @@ class LoadBench:
         """Records the past of all users; returns what each has seen."""
         events = list(self._population.history(self._options.events_per_user))
         with Client(self._server.address, timeout_s=60.0) as client:
-            for start in range(0, len(events), 1_000):
-                receipt = client.record_events(events[start : start + 1_000])
-                for result in receipt.rejected:
-                    raise ServerLostError(f"the server refused {result.event_id}: {result.error.message}")
+            record(client, events)
         seen: dict[str, set[str]] = {}
         for event in events:
             seen.setdefault(event.user_id, set()).add(event.item_id)

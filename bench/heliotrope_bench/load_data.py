@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope import Event
+from heliotrope import Client, Event
 from heliotrope.v1.event_pb2 import RecordEventsRequest
 from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest
+from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.generator import PreparedCall
 
 RECOMMEND = "/heliotrope.v1.RecommendationService/Recommend"
@@ -114,3 +115,10 @@ def mixed(
         next(fresh) if recording else recommend[number % len(recommend)]
         for number, recording in enumerate(is_record.tolist())
     ]
+
+
+def record(client: Client, events: Sequence[Event], batch: int = 1_000) -> None:
+    """Records events; raises ServerLostError for the first that is refused."""
+    for start in range(0, len(events), batch):
+        for result in client.record_events(events[start : start + batch]).rejected:
+            raise ServerLostError(f"the server refused {result.event_id}: {result.error.message}")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from heliotrope import Client
 from heliotrope_bench.job import Server
-from heliotrope_bench.load_data import Population
+from heliotrope_bench.load_data import Population, record
 from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.synthetic_store import synthetic_store
 
@@ -77,7 +77,7 @@ def measure(options: MemoryOptions, store: Path, folder: Path) -> dict[str, Any]
         client.recommend("nobody", count=10)
         before, files = own_bytes(server.pid), _files(data)
         population = Population(item_ids, options.users, seed=0)
-        record_history(client, population, options.events_per_user)
+        record(client, list(population.history(options.events_per_user)))
         for user in population.user_ids():
             client.recommend(user, count=1)
         # What is waiting to be written is in memory twice.
@@ -107,13 +107,6 @@ def own_bytes(pid: int) -> int:
     process = psutil.Process(pid)
     sizes = [one.memory_info() for one in [process, *process.children(recursive=True)]]
     return sum(int(size.rss - size.shared) for size in sizes)
-
-
-def record_history(client: Client, population: Population, events_per_user: int, batch: int = 1_000) -> None:
-    """Records the past of all users."""
-    events = list(population.history(events_per_user))
-    for begin in range(0, len(events), batch):
-        client.record_events(events[begin : begin + batch])
 
 
 def _files(folder: Path) -> dict[Path, int]:

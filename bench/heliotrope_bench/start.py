@@ -18,8 +18,8 @@ from rich.console import Console
 
 from heliotrope import Client
 from heliotrope_bench.job import Server
-from heliotrope_bench.load_data import Population
-from heliotrope_bench.memory import own_bytes, record_history
+from heliotrope_bench.load_data import Population, record
+from heliotrope_bench.memory import own_bytes
 from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.synthetic_store import synthetic_store
 
@@ -70,7 +70,7 @@ def measure(options: StartOptions, store: Path, folder: Path) -> dict[str, Any]:
     if options.users:
         with Server(flags, log=folder / "serve.log") as server, Client(server.address, timeout_s=60.0) as client:
             population = Population([item.item_id for item in client.list_items()], options.users, seed=0)
-            record_history(client, population, options.events_per_user)
+            record(client, list(population.history(options.events_per_user)))
             asked = population.user_ids()[0]
     seconds, memory = [], []
     for _ in range(options.rounds):
