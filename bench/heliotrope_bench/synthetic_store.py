@@ -1,5 +1,6 @@
 """Snapshots of any size for benchmarks of the machinery, where what the items are about does not matter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ _BLOCK = 50_000
 
 
 def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 2) -> Path:
-    """A store with one seeded snapshot of so many items, made on first use; with an index where `build` makes one.
+    """A store with one seeded snapshot of so many items, made on first use.
 
     Vectors gather around as many centres as the root of the number of items.
     """
@@ -26,6 +27,17 @@ def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 
         return store
     vectors = clustered_vectors(items, dimension)
     bias = np.random.default_rng(1).normal(scale=0.2, size=items).astype(np.float32)
+    return write_store(store, [f"Item {row}" for row in range(items)], vectors, bias, threads=threads)
+
+
+def write_store(
+    store: Path, titles: Sequence[str], vectors: NDArray[np.float32], bias: NDArray[np.float32], *, threads: int = 2
+) -> Path:
+    """A store with one snapshot of items i0, i1, ... with these titles, vectors (n, d) and biases (n,).
+
+    Plain scoring matrices and parameters; an index where `build` makes one, measured as it does.
+    """
+    items, dimension = vectors.shape
     matrices = np.repeat(np.eye(dimension, dtype=np.float32)[None], len(HALF_LIVES_S), axis=0)
     prior = np.zeros(dimension, np.float32)
     parameters = Parameters(half_lives_s=HALF_LIVES_S, kappas=(1.0, 1.0), live_popularity_weight=0.1)
@@ -35,10 +47,10 @@ def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 
         measured = build_index(vectors, bias, queries, threads=threads)
         index, quality = measured.index, measured.summary()
         parameters = parameters.model_copy(update={"search": measured.search})
-    draft = folder / f".draft-{items}x{dimension}"
+    draft = store.parent / f".draft-{store.name}"
     write_snapshot(
         draft,
-        items=[CatalogItem(f"i{row}", f"Item {row}") for row in range(items)],
+        items=[CatalogItem(f"i{row}", title) for row, title in enumerate(titles)],
         vectors=vectors,
         bias=bias,
         prior=prior,

@@ -1,5 +1,6 @@
 """The text features of a catalogue, as the rebuild job computes and caches them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ def text_features(data: Dataset, model: Path, cache: Path) -> NDArray[np.float32
     Raises BenchError when the model or the cache can't be read.
     """
     texts = [CatalogItem(item.item_id, item.title, categories=item.categories).text for item in data.items]
+    return features_of(texts, model, cache)
+
+
+def features_of(texts: Sequence[str], model: Path, cache: Path) -> NDArray[np.float32]:
+    """The same for any texts, centred on their own mean: (texts, D)."""
     try:
         with EmbeddingCache(cache) as store:
             pooled, _, _ = store.embed(texts, TextEncoder.open(model, threads=2))

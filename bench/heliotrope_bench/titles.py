@@ -1,0 +1,66 @@
+"""Real short texts in great number, as catalogues for the benchmarks of the index: see `HELIOTROPE_DATA`.
+
+Package descriptions, film titles, dictionary glosses and Chinese titles, in that order, so that the first 60,000 are of
+one kind and all of them of five. They have no users: biases are drawn (see `titles_store`), vectors are real.
+"""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_bench.dataset import data_folder
+from heliotrope_bench.errors import DatasetError
+from heliotrope_bench.synthetic_store import write_store
+from heliotrope_bench.text_features import features_of
+
+FILES = (
+    "debian_bookworm_packages.tsv.gz",
+    "movies58k_pydataset.tsv.gz",
+    "wordnet_glosses.tsv.gz",
+    "zh_news20k_thucnews.tsv.gz",
+    "zh_anime_bangumi.tsv.gz",
+)
+BIAS_SPREAD = 0.2
+"""Standard deviation of the drawn biases; the vectors have a length of about 0.8."""
+
+
+def titles(count: int | None = None, folder: Path | None = None) -> list[str]:
+    """The first `count` texts (None: all) below `folder` (default: HELIOTROPE_DATA). Raises DatasetError."""
+    folder = (data_folder() if folder is None else folder) / "titles-large"
+    texts: list[str] = []
+    for name in FILES:
+        try:
+            with gzip.open(folder / name, "rt", encoding="utf-8", newline="") as file:
+                texts += [": ".join(row[:2]) for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        except OSError as error:
+            raise DatasetError(f"cannot read the titles in {folder / name}: {error}") from error
+        if count is not None and len(texts) >= count:
+            return texts[:count]
+    if count is not None:
+        raise DatasetError(f"{folder} holds {len(texts):,} texts, not {count:,}")
+    return texts
+
+
+def titles_store(work: Path, model: Path, count: int, dimension: int, *, folder: Path | None = None) -> Path:
+    """A store with one snapshot of the first `count` texts, made on first use.
+
+    Vectors are the `dimension` principal components of the features of the texts; biases are normal. Embeddings are
+    kept in `work`, so that a run that was stopped goes on where it was.
+    """
+    store = work / "titles" / f"{count}x{dimension}"
+    if (store / "CURRENT").is_file():
+        return store
+    texts = titles(count, folder)
+    vectors = principal_components(features_of(texts, model, work / "embeddings"), dimension)
+    bias = np.random.default_rng(1).normal(scale=BIAS_SPREAD, size=count).astype(np.float32)
+    return write_store(store, texts, vectors, bias)
+
+
+def principal_components(rows: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """Rows (n, D) in the `dimension` directions in which they differ most, (n, dimension)."""
+    _, directions = np.linalg.eigh(rows.T @ rows)
+    reduced: NDArray[np.float32] = np.ascontiguousarray(rows @ directions[:, ::-1][:, :dimension], dtype=np.float32)
+    return reduced

@@ -1,0 +1,52 @@
+"""The catalogues of many short texts."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heliotrope_bench.errors import DatasetError
+from heliotrope_bench.titles import FILES, principal_components, titles, titles_store
+from heliotrope_indexer.snapshot import SnapshotStore
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data" / "titles-large"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(FILES):
+        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
+            file.writelines(f'kind {number}\tthing "{row}"\tmore\n' for row in range(3))
+    return folder.parent
+
+
+def test_texts_come_file_by_file_with_their_quotes(data):
+    assert titles(4, data) == ['kind 0: thing "0"', 'kind 0: thing "1"', 'kind 0: thing "2"', 'kind 1: thing "0"']
+    assert len(titles(None, data)) == 3 * len(FILES)
+
+
+def test_too_few_texts_and_a_missing_folder_are_named(data, tmp_path):
+    with pytest.raises(DatasetError, match="holds 15 texts, not 16"):
+        titles(16, data)
+    with pytest.raises(DatasetError, match="titles-large"):
+        titles(1, tmp_path)
+
+
+def test_principal_components_keep_products_when_nothing_is_cut():
+    rows = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    np.testing.assert_allclose(
+        principal_components(rows, 6) @ principal_components(rows, 6).T, rows @ rows.T, atol=1e-4
+    )
+    kept, most = principal_components(rows, 2), np.linalg.svd(rows)[1]
+    np.testing.assert_allclose(np.linalg.norm(kept, axis=0), most[:2], rtol=1e-4)
+
+
+def test_a_store_holds_the_texts_and_is_made_once(data, model_folder, tmp_path):
+    store = titles_store(tmp_path / "work", model_folder, 12, 5, folder=data)
+    snapshot = SnapshotStore(store).open()
+    assert snapshot.vectors.shape == (12, 5)
+    assert snapshot.bias.std() > 0.0
+    changed = (store / "CURRENT").stat().st_mtime_ns
+    assert titles_store(tmp_path / "work", model_folder, 12, 5, folder=data) == store
+    assert (store / "CURRENT").stat().st_mtime_ns == changed
