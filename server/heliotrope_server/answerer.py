@@ -20,6 +20,7 @@ from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
 from heliotrope_server.segments import SegmentPriors
+from heliotrope_server.trending import Trending
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -99,6 +100,8 @@ class Answerer:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
         self._retriever: Retriever = make_retriever(catalogue)
+        # The exact retriever adds the boosts of all items to every score anyway.
+        self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
@@ -242,7 +245,9 @@ class Answerer:
         return self._suggested.of(profile)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
-        """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""
+        """Live terms at a time. For "now" the exact retriever has them as of the last tick; else they are exact."""
+        if self._trending is not None:
+            return self._trending.view(now_s if time_s is None else time_s, float(self.theta[0]))
         at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
         exact = None if time_s is None else self._popularity.version
         key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
