@@ -268,7 +268,7 @@ class LoadBench:
                 measured.setdefault(one.case, []).append(self._closed(one, pool))
             if self._queries is not None:
                 measured.setdefault(BARE, []).append(self._bare())
-        rows = {case: _median_row(each) for case, each in measured.items()}
+        rows = {case: median_row(each) for case, each in measured.items()}
         for one in cases:
             row, ceiling = rows[one.case], rows.get(one.ceiling)
             if ceiling is not None:
@@ -370,11 +370,11 @@ class LoadBench:
         self, case: str, pool: ProcessPoolExecutor, loads: Sequence[Load], target: UnderTest | None = None
     ) -> dict[str, Any]:
         start = time.monotonic() + 1.0
-        used = _cpu_seconds((target or self._server).pid)
+        used = cpu_seconds((target or self._server).pid)
         futures = [pool.submit(generate, replace(load, start=start)) for load in loads]
         outcomes = [future.result() for future in futures]
         row = {"case": case, **summarise(outcomes)}
-        now = _cpu_seconds((target or self._server).pid)
+        now = cpu_seconds((target or self._server).pid)
         if used is not None and now is not None:
             # Over the warm-up too: what the server did per second of its own CPU time holds on a busy machine.
             row["server_cpu"] = (now - used) / (loads[0].warm_up_s + outcomes[0].measured_s)
@@ -407,7 +407,7 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of the median rate, with the rates of all rounds."""
     ordered = sorted(rows, key=lambda row: float(row["rate_per_s"]))
     middle = dict(ordered[len(ordered) // 2])
@@ -415,7 +415,7 @@ def _median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return middle
 
 
-def _cpu_seconds(pid: int | None) -> float | None:
+def cpu_seconds(pid: int | None) -> float | None:
     """CPU time that a process and its children have used; None when it is not ours to see."""
     if pid is None:
         return None
