@@ -189,7 +189,7 @@ class Answerer:
                         profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
                     )
                 answers[place] = Answer(
-                    [catalogue.item_ids[row] for row in rows],
+                    catalogue.item_ids.of(rows),
                     all_scores[begin:end],
                     probabilities[begin:end],
                     one.sources,
