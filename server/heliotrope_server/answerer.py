@@ -142,9 +142,9 @@ class Answerer:
         now_s = self._wall_clock()
         profiles = [self._store.get(question.user_id, catalogue) for question in questions]
         times = [now_s if question.time_s is None else question.time_s for question in questions]
-        for profile, time_s in zip(profiles, times, strict=True):
+        for profile, at_s in zip(profiles, times, strict=True):
             if profile is not None and profile.segments:
-                self.segment_priors.renew(profile, time_s)
+                self.segment_priors.renew(profile, at_s)
         interests = interest_batch(profiles, times, catalogue.prior, parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
