@@ -17,6 +17,11 @@ def space(tmp_path_factory):
     return worlds.catalogue(tmp_path_factory.mktemp("world"), items=20, dimension=6)
 
 
+def vectors_of(profile, space, time_s=NOW_S):
+    profile.settle(space)
+    return profile.interest_vectors(time_s, space.parameters)
+
+
 def relative_error(found, wanted):
     return np.abs(found - wanted).max() / np.abs(wanted).max()
 
@@ -44,10 +49,10 @@ def test_any_order_with_duplicates_equals_the_naive_recomputation(space, events,
     arriving = events + random.sample(events, len(events) // 2)
     random.shuffle(arriving)
     profile = Profile("u", space)
-    outcomes = [profile.apply(event, space)[0] for event in arriving]
+    outcomes = [profile.apply(event)[0] for event in arriving]
     assert outcomes.count(Applied.RECORDED) == len(events)
     wanted = worlds.naive_interest_vectors(events, space, NOW_S)
-    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+    assert relative_error(vectors_of(profile, space), wanted) < 1e-5
 
 
 @given(EVENTS, st.sets(st.sampled_from(IDS)), st.randoms(use_true_random=False))
@@ -58,10 +63,10 @@ def test_an_undo_may_come_before_or_after_its_event(space, events, undone, rando
     random.shuffle(arriving)
     profile = Profile("u", space)
     for event in arriving:
-        profile.apply(event, space)
+        profile.apply(event)
     standing = [event for event in events if event.event_id not in undone]
     wanted = worlds.naive_interest_vectors(standing, space, NOW_S)
-    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+    assert relative_error(vectors_of(profile, space), wanted) < 1e-5
 
 
 @given(EVENTS, st.sets(st.sampled_from(IDS)), st.booleans(), st.randoms(use_true_random=False))
@@ -77,7 +82,7 @@ def test_a_user_counts_by_the_newest_positive_event_that_stands_in_any_order(spa
         return space.parameters.gain(EventKind(event.kind).parameter_name, event.value) > 0.0
 
     for event in arriving:
-        applied, taken_back = profile.apply(event, space)
+        applied, taken_back = profile.apply(event)
         if stored:
             profile = decode_profile("u", encode_profile(profile), space)
         touched = taken_back if event.kind == EventKind.UNDO else event
@@ -99,15 +104,13 @@ def test_the_newest_of_the_folded_events_counts_when_the_later_one_is_taken_back
     profile = Profile("u", space)
     for number in range(40):
         event = UserEvent("u", f"f{number}", EventKind.CLICK, f"i{number % 4}", 1.0, number * 1_000_000)
-        profile.apply(event, space)
+        profile.apply(event)
         profile.count(event)
         profile.fold(8, NOW_S, space)
     standing = [event for event in profile.events.values() if event.item_id == "i3"]
     assert standing
     for event in reversed(standing):
-        _, undone = profile.apply(
-            UserEvent("u", f"x{event.event_id}", EventKind.UNDO, "", 1.0, 0, event.event_id), space
-        )
+        _, undone = profile.apply(UserEvent("u", f"x{event.event_id}", EventKind.UNDO, "", 1.0, 0, event.event_id))
         profile.uncount(undone, space)
     assert profile.counted["i3"] == profile.folded_items["i3"] > 0
 
@@ -119,25 +122,25 @@ def test_folding_changes_no_interest_vector(space, seed):
     events = worlds.random_events(rng, 200, users=1, items=20, now_s=NOW_S, days=100.0)
     profile = Profile("u0", space)
     for event in events:
-        profile.apply(event, space)
+        profile.apply(event)
         profile.fold(32, NOW_S, space)
     assert profile.folded_count > 100
     assert len(profile.events) + profile.folded_count == 200
     wanted = worlds.naive_interest_vectors(events, space, NOW_S)
-    assert relative_error(profile.interest_vectors(NOW_S, space.parameters), wanted) < 1e-5
+    assert relative_error(vectors_of(profile, space), wanted) < 1e-5
     assert 0.0 < profile.folded_share(space.parameters) < 1.0
 
     for event in events:
-        assert profile.apply(event, space)[0] is Applied.DUPLICATE
+        assert profile.apply(event)[0] is Applied.DUPLICATE
     folded = next(event for event in events if event.event_id not in profile.events)
     undo = UserEvent("u0", "undo", EventKind.UNDO, "", 1.0, 1, folded.event_id)
-    assert profile.apply(undo, space)[0] is Applied.UNDO_TOO_OLD
+    assert profile.apply(undo)[0] is Applied.UNDO_TOO_OLD
 
 
 def test_events_inside_the_window_are_never_folded(space):
     profile = Profile("u0", space)
     for event in worlds.random_events(np.random.default_rng(3), 100, users=1, items=20, now_s=NOW_S):
-        profile.apply(event, space)
+        profile.apply(event)
         profile.fold(8, NOW_S - 7 * worlds.DAY_S, space)
     assert profile.folded_count == 0
 
@@ -146,9 +149,9 @@ def test_a_stored_profile_comes_back_the_same(space):
     rng = np.random.default_rng(4)
     profile = Profile("u0", space)
     for event in worlds.random_events(rng, 120, users=1, items=20, now_s=NOW_S, days=50.0):
-        profile.apply(event, space)
+        profile.apply(event)
         profile.fold(32, NOW_S, space)
-    profile.apply(UserEvent("u0", "x", EventKind.UNDO, "", 1.0, 5, "never-came"), space)
+    profile.apply(UserEvent("u0", "x", EventKind.UNDO, "", 1.0, 5, "never-came"))
     profile.declared_interests = ("space opera", "chess")
     profile.declared_pooled = rng.normal(size=(2, 6)).astype(np.float32)
     profile.declared_model_version = "m1"
@@ -162,29 +165,27 @@ def test_a_stored_profile_comes_back_the_same(space):
     assert twin.counted == profile.counted
     assert (twin.lsn, twin.folded_count, twin.newest_s) == (profile.lsn, profile.folded_count, profile.newest_s)
     assert twin.declared_interests == profile.declared_interests
-    np.testing.assert_allclose(
-        twin.interest_vectors(NOW_S, space.parameters), profile.interest_vectors(NOW_S, space.parameters), rtol=1e-5
-    )
+    np.testing.assert_allclose(vectors_of(twin, space), vectors_of(profile, space), rtol=1e-5)
 
 
 def test_decay_never_runs_backwards_from_the_newest_event(space):
     profile = Profile("u", space)
-    profile.apply(UserEvent("u", "e", EventKind.CLICK, "i1", 1.0, round(NOW_S * 1e6)), space)
-    at_event = profile.interest_vectors(NOW_S, space.parameters)
-    np.testing.assert_array_equal(profile.interest_vectors(NOW_S - 1e6, space.parameters), at_event)
+    profile.apply(UserEvent("u", "e", EventKind.CLICK, "i1", 1.0, round(NOW_S * 1e6)))
+    at_event = vectors_of(profile, space)
+    np.testing.assert_array_equal(vectors_of(profile, space, NOW_S - 1e6), at_event)
 
 
 def test_seen_items_include_folded_ones_and_exclude_undone_ones(space):
     profile = Profile("u0", space)
     events = worlds.random_events(np.random.default_rng(5), 60, users=1, items=20, now_s=NOW_S, days=50.0)
     for event in events:
-        profile.apply(event, space)
+        profile.apply(event)
         profile.fold(8, NOW_S, space)
     seen = {space.item_ids[row] for row in profile.seen_rows(space.row_of, (space.generation, 0))}
     assert seen == {event.item_id for event in events}
 
     fresh = Profile("u1", space)
-    fresh.apply(UserEvent("u1", "e", EventKind.CLICK, "i1", 1.0, 1), space)
-    fresh.apply(UserEvent("u1", "o", EventKind.UNDO, "", 1.0, 2, "e"), space)
+    fresh.apply(UserEvent("u1", "e", EventKind.CLICK, "i1", 1.0, 1))
+    fresh.apply(UserEvent("u1", "o", EventKind.UNDO, "", 1.0, 2, "e"))
     fresh.lsn = 2
     assert len(fresh.seen_rows(space.row_of, (space.generation, 0))) == 0
