@@ -1,8 +1,8 @@
 """`heliotrope bench load`: how much a server takes, how fast it answers meanwhile, and how right the answers are.
 
 Cases: what an empty gRPC handler reaches on the same core, and Recommend beside it (closed loop, in turns);
-BatchRecommend; RecordEvents in large batches; a mix of Recommend and RecordEvents at a fixed rate or at rising rates
-(open loop, Poisson arrivals); and recall@10.
+BatchRecommend; a mix of Recommend and RecordEvents at a fixed rate or at rising rates (open loop, Poisson arrivals);
+recall@10; and RecordEvents in batches of 100 and of 1,000.
 """
 
 import asyncio
@@ -35,6 +35,9 @@ from heliotrope_bench.report import print_table, write_report
 RECALL_USERS = 200
 SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Offered rates of the sweep, as shares of what the closed loop reached."""
+
+INTAKE_BATCHES = (100, 1_000)
+"""Events in each call of the intake cases: what a stream processor sends, and the most that a call may hold."""
 
 DIVERSITY = 0.3
 """Of the case that shows what a rule for the list costs."""
@@ -183,12 +186,15 @@ class LoadBench:
         self._say("open loop")
         rows += self._open_loop(pool, recommend, served["rate_per_s"])
         if options.intake_events:
-            self._say("event intake")
-            calls = population.record_calls(
-                number=max(1, options.intake_events // 1_000), events_per_call=1_000, salt=f"intake-{time.time_ns()}"
-            )
-            rows.append(self._closed("RecordEvents, 1,000 a call: events", pool, calls, 8, once=True))
+            rows += [self._intake(pool, batch) for batch in INTAKE_BATCHES]
         return rows
+
+    def _intake(self, pool: ProcessPoolExecutor, batch: int) -> dict[str, Any]:
+        """Durable events in a closed loop, `batch` in each call; every event is sent once."""
+        self._say(f"event intake, {batch:,} a call")
+        number = max(1, self._options.intake_events // batch)
+        calls = self._population.record_calls(number=number, events_per_call=batch, salt=f"intake-{time.time_ns()}")
+        return self._closed(f"RecordEvents, {batch:,} a call: events", pool, calls, 8, once=True)
 
     def _record_history(self) -> dict[str, set[str]]:
         """Records the past of all users; returns what each has seen."""

@@ -24,13 +24,20 @@ _NUMBER = struct.Struct("<i")
 
 
 class Columns(NamedTuple):
-    """Events in the order of their coming: item numbers, kinds, values, times in microseconds, and which count; (n,)."""
+    """Events in the order of their coming, as arrays (n,); `counts` says by which of them the user counts."""
 
     numbers: NDArray[np.int32]
     kinds: NDArray[np.uint8]
     values: NDArray[np.float64]
     times_us: NDArray[np.int64]
     counts: NDArray[np.bool_]
+
+    def at(self, places: Sequence[int]) -> "Columns":
+        """Those at some places."""
+        chosen = list(places)
+        return Columns(
+            self.numbers[chosen], self.kinds[chosen], self.values[chosen], self.times_us[chosen], self.counts[chosen]
+        )
 
 
 class EventRing(Mapping[str, UserEvent]):

@@ -1,7 +1,7 @@
 """Small numbers for item ids, for the life of the process: a profile holds four bytes where it would hold a string.
 
-Numbers mean nothing outside of the process; what is stored and sent are the ids. An id keeps its number when its item is
-removed: profiles still refer to it.
+Numbers mean nothing outside of the process; what is stored and sent are the ids. An id keeps its number when its item
+is removed: profiles still refer to it.
 """
 
 import numpy as np

@@ -112,6 +112,7 @@ class Profile:
         self.newest_s = 0.0
         self._seen_key: tuple[int, int, int] | None = None
         self._seen_rows = _NO_ROWS
+        self._total: InterestSums | None = None
         self.rederive(space)
 
     def apply(self, event: UserEvent) -> tuple[Applied, UserEvent | None]:
@@ -145,7 +146,7 @@ class Profile:
         if not self.folded_items:
             self.folded_items = {}
         columns = self.events.columns()
-        _accumulate(self.folded, Columns(*(column[places] for column in columns)), space)
+        _accumulate(self.folded, columns.at(places), space)
         for place, event in zip(places, leaving, strict=True):
             time_us = event.time_us if space.gains.one(event.kind, event.value) > 0.0 else 0
             self.folded_items[event.item_id] = max(self.folded_items.get(event.item_id, 0), time_us)
@@ -263,7 +264,7 @@ class Profile:
             self.folded = _carried_over(self.folded, space.folded_map(self.folded_version), space)
             self.folded_version = space.version
         self.newest_s = max(self.events.newest_us() / 1e6, self.folded_newest_s)
-        self._total: InterestSums | None = None
+        self._total = None
         self._settled = 0
         self.generation = space.generation
         self.segment_prior = None

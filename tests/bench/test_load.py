@@ -26,6 +26,8 @@ def test_every_case_runs_and_the_answers_are_right(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     rows = {row["case"].partition(",")[0]: row for row in report["results"]}
     assert list(rows) == ["empty handler", "Recommend(10)", "Recommend(10) of diversity 0.3", *OTHERS]
+    intake = [row["case"] for row in report["results"] if row["case"].startswith("RecordEvents")]
+    assert intake == ["RecordEvents, 100 a call: events", "RecordEvents, 1,000 a call: events"]
     for row in rows.values():
         assert {"rate_per_s", "p50_ms", "p99_ms", "p99_9_ms", "errors"} <= set(row)
         assert row["errors"] == 0 and row["rate_per_s"] > 0

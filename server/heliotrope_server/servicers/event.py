@@ -134,9 +134,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             return await peer.events.RecordEvents(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             # The events of other shards may be recorded: each is told apart, and sending all again is safe.
-            return pb.RecordEventsResponse(
-                results=[_rejected(event.event_id, relayed(peer, error)) for event in events]
-            )
+            refusal = relayed(peer, error)
+            return pb.RecordEventsResponse(results=[_rejected(event.event_id, refusal) for event in events])
 
 
 def _rejected(event_id: str, error: RequestError) -> pb.EventResult:
