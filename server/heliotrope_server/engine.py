@@ -265,28 +265,28 @@ class Engine:
                     limit=self.settings.ring_size,
                 ),
             )
-        if applied is Applied.RECORDED:
-            if profile.segments:
-                self.store.segments.touch(event.user_id, profile.segments)
-            if positive:
-                self._count(event.item_id, *profile.count(event))
-                if spoken is not None:
-                    self.residuals.add(event.user_id, event.item_id, spoken)
-            elif undone is not None:
-                before, after = profile.uncount(undone, catalogue)
-                self._count(undone.item_id, before, after)
-                if after is None:
-                    self.residuals.remove(event.user_id, [undone.item_id])
-            if len(profile.events) > self.settings.ring_size:
-                profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
-            return _RECORDED
-        return _DUPLICATE
+        if applied is Applied.DUPLICATE:
+            return _DUPLICATE
+        if profile.segments:
+            self.store.segments.touch(event.user_id, profile.segments)
+        if positive:
+            self._count(event.item_id, *profile.count(event))
+            if spoken is not None:
+                self.residuals.add(event.user_id, event.item_id, spoken)
+        elif undone is not None:
+            before, after = profile.uncount(undone, catalogue)
+            self._count(undone.item_id, before, after)
+            if after is None:
+                self.residuals.remove(event.user_id, [undone.item_id])
+        if len(profile.events) > self.settings.ring_size:
+            profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
+        return _RECORDED
 
     def _count(self, item_id: str, before_us: int | None, after_us: int | None) -> None:
         """Live popularity of an item for which a user counted by one event and now counts by another."""
         before_s = None if before_us is None else before_us / 1e6
         after_s = None if after_us is None else after_us / 1e6
-        self.popularity.move(item_id, self.catalogue.row_of(item_id), before_s, after_s)
+        self.popularity.move(item_id, self.catalogue.rows.get(item_id), before_s, after_s)
 
     def _replay(self, record: list[Any], lsn: int) -> None:
         tag, _key_id, user_id, *rest = record

@@ -119,7 +119,8 @@ class GainTable:
     def one(self, kind: int, value: float) -> float:
         """g_e of one event, as Parameters.gain; its value must be finite. 0.0 for a type without a gain."""
         gain = self._weights[kind] * (value - self._centers[kind])
-        return min(self._limit, max(-self._limit, gain))
+        # min and max would take twice as long as all the rest.
+        return gain if -self._limit <= gain <= self._limit else math.copysign(self._limit, gain)
 
     def many(self, kinds: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[np.float64]:
         """g_e of n events, (n,)."""

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from heliotrope_server.interest import MAX_EXPONENT, power_of_two
 
+MOST_MOVED = 4_096
+"""Moves of single users that wait to be laid out together."""
+
 
 class LivePopularity:
     """Counts by item id, with arrays by catalogue row for scoring. Belongs to the event loop of its shard.
@@ -41,13 +44,17 @@ class LivePopularity:
             return
         if to_s is not None and to_s - self.landmark_s > MAX_EXPONENT * self.half_life_s:
             self.move_landmark(to_s)
-        weight = self._weight(to_s) - self._weight(from_s)
+        weight = self._weight(to_s)
+        if from_s is not None:
+            weight -= self._weight(from_s)
         self.own[item_id] = max(0.0, self.own.get(item_id, 0.0) + weight)
         self.version += 1
         self.changed_at[item_id] = self.version
         if row is not None:
             self._moved_rows.append(row)
             self._moved_by.append(weight)
+            if len(self._moved_rows) >= MOST_MOVED:
+                self._laid_out()
 
     def _laid_out(self) -> NDArray[np.float64]:
         """The array, up to date: one event at a time costs more than all else that an event does here."""

@@ -119,7 +119,11 @@ class Profile:
         """Applies one event; returns what it did and, for an undo, the event that was taken back."""
         if event.kind == EventKind.UNDO:
             return self._undo(event)
-        if event.event_id in self.undone or self._is_folded(event.event_id) or not self.events.append(event):
+        if self.undone and event.event_id in self.undone:
+            return DUPLICATE
+        if self.folded_count and self._is_folded(event.event_id):
+            return DUPLICATE
+        if not self.events.append(event):
             return DUPLICATE
         time_s = event.time_us / 1e6
         if time_s > self.newest_s:
@@ -186,19 +190,23 @@ class Profile:
 
         A user counts once per item, by their newest positive event on it: whatever the order of arrival.
         """
-        place, before = self._counting(event.item_id)
-        if before is not None and before >= event.time_us:
-            return before, before
-        if place >= 0:
-            self.events.set_counts(place, False)
-        elif before is not None:
-            del self._counted_apart[event.item_id]
-        self.events.set_counts(len(self.events) - 1, True)
+        events = self.events
+        place = events.counting_before_last()
+        before = self._counted_apart.get(event.item_id) if place < 0 else events.time_us(place)
+        if before is not None:
+            if before >= event.time_us:
+                return before, before
+            if place >= 0:
+                events.set_counts(place, False)
+            else:
+                del self._counted_apart[event.item_id]
+        events.count_last()
         return before, event.time_us
 
     def uncount(self, event: UserEvent, space: ItemSpace) -> tuple[int | None, int | None]:
         """Takes a positive event back, after its undo: (before, now) as `count`; None: the user no longer counts."""
-        counting, before = self._counting(event.item_id)
+        counting = self.events.counting_place(event.item_id)
+        before = self._counted_apart.get(event.item_id) if counting < 0 else self.events.time_us(counting)
         if before != event.time_us:
             return before, before
         if counting >= 0:
@@ -336,11 +344,6 @@ class Profile:
         if target.time_s >= self.newest_s:
             self.newest_s = max(self.folded_newest_s, self.events.newest_us() / 1e6)
         return Applied.RECORDED, target
-
-    def _counting(self, item_id: str) -> tuple[int, int | None]:
-        """The place and the time in us of the event that counts for an item; (-1, time) where it is not in the ring."""
-        place = self.events.counting_place(item_id)
-        return place, self._counted_apart.get(item_id) if place < 0 else self.events.time_us(place)
 
     def _count_apart(self, item_id: str, time_us: int) -> None:
         if not self._counted_apart:

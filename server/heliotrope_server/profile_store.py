@@ -96,6 +96,11 @@ class ProfileStore:
         """The profile, new for an unknown user, about to be changed."""
         if user_id in self._cut:
             self._preserve(user_id)
+        profile = self._cache.get(user_id)
+        if profile is not None and profile.generation == space.generation:
+            self._cache.move_to_end(user_id)
+            self._dirty.add(user_id)
+            return profile
         profile = self._current(user_id, space)
         if profile is None:
             profile = self._cache[user_id] = Profile(user_id, space)
