@@ -28,11 +28,11 @@ from heliotrope_server.segments import SegmentMembers
 FORMAT_VERSION = 1
 PROFILE_FORMAT_VERSION = 2
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
+SETTLED = 4_096  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
 PLAIN_KEY_ID = 0  # every stored record names the key it is encrypted under; 0 is none
 
 _META_KEY = b"checkpoint"
 _POPULARITY_KEY = b"popularity"
-_SETTLED = 4_096  # profiles whose sums are kept: those that were read last; about 2 KB each
 _SLICE = 64  # profiles encoded between two turns of the event loop: about 2 ms
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class ProfileStore:
             profile.settle(space)
             self._settled[user_id] = profile
             self._settled.move_to_end(user_id)
-            if len(self._settled) > _SETTLED:
+            if len(self._settled) > SETTLED:
                 self._settled.popitem(last=False)[1].rest()
         return profile
 

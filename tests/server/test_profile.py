@@ -1,8 +1,12 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import decode_profile, encode_profile
@@ -67,6 +71,29 @@ def test_an_undo_may_come_before_or_after_its_event(space, events, undone, rando
     standing = [event for event in events if event.event_id not in undone]
     wanted = worlds.naive_interest_vectors(standing, space, NOW_S)
     assert relative_error(vectors_of(profile, space), wanted) < 1e-5
+
+
+@given(EVENTS, st.sets(st.sampled_from(IDS)), st.randoms(use_true_random=False))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_vectors_read_at_any_moment_are_those_of_the_events_that_stand(space, events, undone, random):
+    """Whether the sums are added to one by one, many at once, or worked out anew."""
+    undos = [UserEvent("u", f"undo-{each}", EventKind.UNDO, "", 1.0, round(NOW_S * 1e6), each) for each in undone]
+    arriving = events + undos
+    random.shuffle(arriving)
+    profile, standing, taken_back = Profile("u", space), dict[str, UserEvent](), set[str]()
+    for event in arriving:
+        profile.apply(event)
+        if event.kind == EventKind.UNDO:
+            taken_back.add(event.undone_event_id)
+            standing.pop(event.undone_event_id, None)
+        elif event.event_id not in taken_back:
+            standing[event.event_id] = event
+        if random.random() < 0.1:
+            profile.rest()
+        if random.random() < 0.3:
+            wanted = worlds.naive_interest_vectors(list(standing.values()), space, NOW_S)
+            assert relative_error(vectors_of(profile, space), wanted) < 1e-5
+            assert dict(profile.events) == standing
 
 
 @given(EVENTS, st.sets(st.sampled_from(IDS)), st.booleans(), st.randoms(use_true_random=False))
@@ -189,3 +216,31 @@ def test_seen_items_include_folded_ones_and_exclude_undone_ones(space):
     fresh.apply(UserEvent("u1", "o", EventKind.UNDO, "", 1.0, 2, "e"))
     fresh.lsn = 2
     assert len(fresh.seen_rows(space.row_of, (space.generation, 0))) == 0
+
+
+def test_a_profile_that_was_stored_in_format_1_comes_back_the_same(space):
+    """The file was written by the version before packed rings: folded, with undos, interests and a segment."""
+    folder = Path(__file__).parent / "data"
+    blob = (folder / "profile-format-1.msgpack").read_bytes()
+    wanted = json.loads((folder / "profile-format-1.json").read_text())
+    space.version, version = wanted["folded_version"], space.version
+    try:
+        for _ in range(2):
+            profile = decode_profile("u0", blob, space)
+            assert profile.lsn == wanted["lsn"]
+            assert profile.events.values() == [UserEvent(*event) for event in wanted["events"]]
+            assert profile.undone == wanted["undone"]
+            assert profile.counted == wanted["counted"]
+            assert (profile.folded_count, profile.folded_items) == (wanted["folded_count"], wanted["folded_items"])
+            assert profile.segments == tuple(wanted["segments"])
+            assert profile.declared_interests == tuple(wanted["declared_interests"])
+            np.testing.assert_allclose(vectors_of(profile, space), wanted["interest_vectors"], rtol=1e-5)
+            blob = encode_profile(profile)
+    finally:
+        space.version = version
+
+
+def test_a_profile_of_a_newer_format_is_refused(space):
+    blob = encode_profile(Profile("u", space)).replace(b"\x93\x02", b"\x93\x03", 1)
+    with pytest.raises(DataFolderError, match="format version 3 and key id 0; this server reads 1 to 2 and 0"):
+        decode_profile("u", blob, space)
