@@ -45,6 +45,9 @@ INTAKE_BATCHES = (100, 1_000)
 SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Offered rates of the sweep, as shares of what the closed loop reached."""
 
+INTAKE_BATCHES = (100, 1_000)
+"""Events in each call of the intake cases: what a stream processor sends, and the most that a call may hold."""
+
 DIVERSITY = 0.3
 """Of the case that shows what a rule for the list costs."""
 MOST_WITH_RULES = 100

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
+from heliotrope_server.event import KIND_NAMES
+from heliotrope_server.interest import GainTable
+from heliotrope_server.item_numbers import ids_from, item_id_of
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class LiveCatalogue:
         self.snapshot = snapshot
         self.version = snapshot.version
         self.parameters: Parameters = snapshot.parameters
+        self.gains = GainTable(snapshot.parameters, KIND_NAMES)
         self.dimension = int(snapshot.vectors.shape[1])
         self.prior = np.asarray(snapshot.prior)
         self.base_count = len(snapshot.item_ids)
@@ -82,6 +86,9 @@ class LiveCatalogue:
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._moved: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
         self._folded_maps: dict[str, NDArray[np.float32]] = {}
+        # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
+        self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._numbered = 0
 
     @property
     def size(self) -> int:
@@ -118,6 +125,18 @@ class LiveCatalogue:
         if row is None:
             return self._removed_vector(item_id)
         return self.row_vector(row)
+
+    def vectors(self, numbers: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """x_i of items by their numbers (n,), as `vector`: (n, d), and for which there is one, (n,); else zeros."""
+        if len(numbers) and int(numbers.max()) >= self._numbered:
+            self._number_rows()
+        rows = self._base_rows[numbers]
+        vectors, known = self.base_vectors[rows], rows >= 0
+        for place in np.flatnonzero(~known).tolist():
+            vector = self.vector(item_id_of(int(numbers[place])))
+            known[place] = vector is not None
+            vectors[place] = 0.0 if vector is None else vector
+        return vectors, known
 
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
@@ -267,6 +286,19 @@ class LiveCatalogue:
             for version, matrix in old._folded_maps.items():
                 self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
         return error
+
+    def _number_rows(self) -> None:
+        """Looks up the items that were numbered since the last time."""
+        row_of = self.snapshot.row_of
+        rows = [-1 if (row := row_of(item_id)) is None else row for item_id in ids_from(self._numbered)]
+        end = self._numbered + len(rows)
+        if end > len(self._base_rows):
+            # To twice the size: new numbers come one by one while events stream in.
+            grown = np.empty(2 * end, dtype=np.int32)
+            grown[: self._numbered] = self._base_rows[: self._numbered]
+            self._base_rows = grown
+        self._base_rows[self._numbered : end] = rows
+        self._numbered = end
 
     def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
         for place in range(len(self.delta) - 1, -1, -1):

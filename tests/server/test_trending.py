@@ -22,7 +22,7 @@ def catalogue(tmp_path_factory) -> LiveCatalogue:
     return LiveCatalogue(SnapshotStore(str(store)).open())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=st.lists(st.lists(MOVES, max_size=12), min_size=1, max_size=8), moved=st.sets(st.integers(0, ITEMS - 1)))
 def test_any_sequence_of_counts_gives_the_view_of_all_counts(tmp_path_factory, steps, moved):
     served = catalogue(tmp_path_factory)
