@@ -1,6 +1,6 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
-`learning` (what feedback gains, and what fake feedback can do)."""
+`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user),
+`learning` (what feedback gains, and what fake feedback can do) and `report` (the page of all of them)."""
 
 import sys
 from typing import TypeVar
@@ -25,8 +25,9 @@ commands:
   start           seconds from the start of a server to its first answer
   memory          bytes of an item and of a user, in memory and on disk
   learning        what online learning gains with simulated users, and what an attack on it can do
+  report          one HTML page with plots of all raw results in a folder, and which bounds hold
 
-`quality` takes --results FOLDER for the raw results, the others but `quality-report` --out FILE.json.
+`quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
 
 
@@ -70,10 +71,14 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import learning
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
+        elif command == "report":
+            from heliotrope_bench import page
+
+            page.run(parse(page.PageOptions, rest), rest, console)
         else:
             print(
                 f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
-                "memory or learning",
+                "memory, learning or report",
                 file=sys.stderr,
             )
             return 2
