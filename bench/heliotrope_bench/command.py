@@ -1,6 +1,7 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
 `train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user),
-`learning` (what feedback gains, and what fake feedback can do) and `report` (the page of all of them)."""
+`learning` (what feedback gains, and what fake feedback can do), `rebuild` (time and memory of the rebuild job)
+and `report` (the page of all of them)."""
 
 import sys
 from typing import TypeVar
@@ -25,6 +26,7 @@ commands:
   start           seconds from the start of a server to its first answer
   memory          bytes of an item and of a user, in memory and on disk
   learning        what online learning gains with simulated users, and what an attack on it can do
+  rebuild         time, CPU and memory of the rebuild job, stage by stage
   report          one HTML page with plots of all raw results in a folder, and which bounds hold
 
 `quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
@@ -71,6 +73,10 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import learning
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
+        elif command == "rebuild":
+            from heliotrope_bench import rebuild
+
+            rebuild.run(parse(rebuild.RebuildOptions, rest), rest, console)
         elif command == "report":
             from heliotrope_bench import page
 
@@ -78,7 +84,7 @@ def main(arguments: list[str]) -> int:
         else:
             print(
                 f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
-                "memory, learning or report",
+                "memory, learning, rebuild or report",
                 file=sys.stderr,
             )
             return 2

@@ -75,6 +75,22 @@ def _learning(file: RawResults) -> Any:
     return figure
 
 
+def _rebuild(file: RawResults) -> Any:
+    """A bar for each run, made of its stages."""
+    figure, panel = plt.subplots(figsize=(9.6, 2.6))
+    runs = list(dict.fromkeys(row["run"] for row in file.results))
+    rows = [row for row in file.results if row["stage"] != "whole job"]
+    left = dict.fromkeys(runs, 0.0)
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        lengths = {row["run"]: row["seconds"] for row in rows if row["stage"] == stage}
+        panel.barh(list(lengths), list(lengths.values()), left=[left[run] for run in lengths], label=stage)
+        left = {run: left[run] + lengths.get(run, 0.0) for run in runs}
+    panel.invert_yaxis()
+    panel.set_xlabel("seconds")
+    panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def _written_out(axis: Any) -> None:
     """Ticks of a log scale at 1, 2 and 5 times powers of ten, as plain numbers."""
     axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -92,4 +108,4 @@ def _wrapped(case: str) -> str:
     return case.removesuffix(", closed loop").replace(" of ", "\nof ")
 
 
-PLOTS: Mapping[str, Callable[[RawResults], Any]] = {"load": _load, "learning": _learning}
+PLOTS: Mapping[str, Callable[[RawResults], Any]] = {"load": _load, "learning": _learning, "rebuild": _rebuild}

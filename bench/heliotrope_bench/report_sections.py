@@ -154,4 +154,17 @@ SECTIONS: Mapping[str, Section] = {
             "overlap@k": ("overlap with the start", ".3f"),
         },
     ),
+    "rebuild": Section(
+        "Rebuild job",
+        "The rebuild job as a user runs it, on a catalogue of real texts: once from nothing, and once when every "
+        "embedding is known. A stage counts from the end of the one before; texts per second are distinct texts.",
+        {
+            "run": ("run", ""),
+            "stage": ("stage", ""),
+            "seconds": ("seconds", ",.2f"),
+            "cpu_s": ("CPU seconds", ",.2f"),
+            "peak_mib": ("peak memory, MiB", ",.0f"),
+            "texts_per_s": ("texts per second", ",.0f"),
+        },
+    ),
 }
