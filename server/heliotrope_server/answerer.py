@@ -80,8 +80,10 @@ class Answerer:
         *,
         rules: ListRules = NO_RULES,
         freshness: Freshness | None = None,
+        make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         """`rules` hold for questions that bring none; `freshness` None: new items get no boost."""
+        self._make_retriever = make_retriever
         self.rules = rules
         self._freshness = freshness
         self._shapes = freshness is not None or rules.active
@@ -98,7 +100,7 @@ class Answerer:
     def serve(self, catalogue: LiveCatalogue) -> None:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
-        self._retriever: Retriever = make_retriever(catalogue)
+        self._retriever = self._make_retriever(catalogue)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
