@@ -1,7 +1,7 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
 `train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user),
-`learning` (what feedback gains, and what fake feedback can do), `rebuild` (time and memory of the rebuild job)
-and `report` (the page of all of them)."""
+`learning` (what feedback gains, and what fake feedback can do), `rebuild` (time and memory of the rebuild job),
+`gpu` (a GPU beside the CPU) and `report` (the page of all of them)."""
 
 import sys
 from typing import TypeVar
@@ -27,6 +27,7 @@ commands:
   memory          bytes of an item and of a user, in memory and on disk
   learning        what online learning gains with simulated users, and what an attack on it can do
   rebuild         time, CPU and memory of the rebuild job, stage by stage
+  gpu             a GPU beside the CPU, searching and encoding: is it right, and how fast is it
   report          one HTML page with plots of all raw results in a folder, and which bounds hold
 
 `quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
@@ -77,6 +78,10 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import rebuild
 
             rebuild.run(parse(rebuild.RebuildOptions, rest), rest, console)
+        elif command == "gpu":
+            from heliotrope_bench import gpu
+
+            gpu.run(parse(gpu.GpuOptions, rest), rest, console)
         elif command == "report":
             from heliotrope_bench import page
 
@@ -84,7 +89,7 @@ def main(arguments: list[str]) -> int:
         else:
             print(
                 f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
-                "memory, learning, rebuild or report",
+                "memory, learning, rebuild, gpu or report",
                 file=sys.stderr,
             )
             return 2

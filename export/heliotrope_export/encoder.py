@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,13 @@ class TextEncoder:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | Path,
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+        verify: bool = True,
+        providers: Collection[str] | None = None,
     ) -> "TextEncoder":
         """Opens a model folder.
 
@@ -99,6 +105,7 @@ class TextEncoder:
             variant: fp32, fp16 or int8; None takes fp16 where CUDA works, else int8 if published, else fp32.
             threads: threads of one `encode`; None is one per core.
             verify: hash the files that are used (about 0.1 s for 60 MB); sizes are compared in any case.
+            providers: what it may run on, the CPU in any case; None is all that this ONNX Runtime offers.
 
         Raises:
             ModelNotFoundError, ModelFormatError, ModelCorruptError: absent, of another release, damaged.
@@ -114,7 +121,8 @@ class TextEncoder:
         asked = _known(variant, manifest, folder)
         check_files(folder, manifest, [TOKENIZER_FILE], hashes=verify)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
-        for name, provider in candidates(asked, manifest.variants, onnxruntime.get_available_providers()):
+        available = onnxruntime.get_available_providers() if providers is None else providers
+        for name, provider in candidates(asked, manifest.variants, available):
             graph = variant_file(name)
             check_files(folder, manifest, [graph], hashes=verify)
             session = open_session(folder / graph, provider, threads=threads)

@@ -91,6 +91,11 @@ class GpuRetriever:
         search = catalogue.parameters.search
         self.description = f"{name} candidates {search.candidates if search else 0}"
 
+    @property
+    def on_device(self) -> bool:
+        """False once the device was lost."""
+        return self._device is not None
+
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if self._device is not None:
             try:

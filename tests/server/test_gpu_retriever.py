@@ -10,7 +10,6 @@ import faiss
 import numpy as np
 import pytest
 
-from heliotrope_indexer.ann_index import index_rows
 from heliotrope_server.answerer import Question
 from heliotrope_server.device_index import (
     MOST_HITS,
@@ -24,26 +23,9 @@ from heliotrope_server.gpu_retriever import GpuRetriever, SearchDevice, recall_a
 from heliotrope_server.retriever import ExactRetriever, FaissRetriever, Query, live_view
 from tests.end_to_end.running_server import refused_start
 from tests.server import worlds
+from tests.server.stand_in_device import Device
 
 ITEMS, DIMENSION = 1_500, 16
-
-
-class Device:
-    """A flat index on the CPU that raises what FAISS raises once it has answered `searches` times."""
-
-    def __init__(self, vectors, bias, searches=None):
-        self.index = faiss.IndexFlatIP(index_rows(vectors[:1], bias[:1]).shape[1])
-        self.index.add(index_rows(vectors, bias))
-        self.d = self.index.d
-        self.left = searches
-        self.asked = 0
-
-    def search(self, queries, k, *, params=None):
-        assert params is None  # parameters of another index would be an error on a device
-        self.asked += 1
-        if self.left is not None and self.asked > self.left:
-            raise RuntimeError("Error in virtual void* StandardGpuResourcesImpl::allocMemory: alloc fail")
-        return self.index.search(queries, k)
 
 
 @pytest.fixture
