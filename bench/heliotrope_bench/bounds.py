@@ -4,7 +4,7 @@ A bound is judged only where its figure was really measured under the conditions
 says what is missing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,42 +86,36 @@ def verdicts(files: Sequence[RawResults]) -> list[Verdict]:
     return found
 
 
-def _ceiling_share(case: str) -> Callable[[RawResults], float]:
+def _share(case: str, key: str) -> Callable[[RawResults], float]:
     def figure(file: RawResults) -> float:
         _one_shard(file)
-        _enough_items(file.settings.get("items", 0))
-        served = _row(file, "Recommend(10), closed")
-        if _value(served, "recall@10") < RECALL:
-            raise Unmeasured(f"recall@10 is {served['recall@10']:.3f}, below {RECALL}")
-        return _value(_row(file, case), "of_ceiling")
+        _enough_items(file.settings["items"])
+        recall = _value(_row(file, "Recommend(10)"), "recall@10")
+        if recall < RECALL:
+            raise Unmeasured(f"recall@10 is {recall:.3f}, below {RECALL}")
+        return _value(_row(file, case), key)
 
     return figure
 
 
-def _half_rate_row(file: RawResults) -> dict[str, Any]:
-    """Of the sweep, the lowest rate at or above half of the highest that held."""
-    _one_shard(file)
-    _enough_items(file.settings.get("items", 0))
-    offered = [row for row in file.results if "offered_per_s" in row]
-    held = [row["offered_per_s"] for row in offered if row["holds_bound"]]
-    if len(offered) < 2 or not held:
-        raise Unmeasured("no sweep of rates")
-    return min(
-        (row for row in offered if row["offered_per_s"] >= max(held) / 2), key=lambda row: float(row["offered_per_s"])
-    )
+def _at_half(key: str) -> Callable[[RawResults], float]:
+    def figure(file: RawResults) -> float:
+        _one_shard(file)
+        _enough_items(file.settings["items"])
+        return _value(_row(file, "mix, half of the highest rate"), key)
+
+    return figure
 
 
-def _tail_ratio(file: RawResults) -> float:
-    row = _half_rate_row(file)
-    return float(row["p99_ms"] / row["p50_ms"])
-
-
-def _tail(file: RawResults) -> float:
-    return float(_half_rate_row(file)["p99_ms"])
+def _two_shards(file: RawResults) -> float:
+    if file.settings["generator_cores"] == 0:
+        raise Unmeasured("the generator had no core of its own")
+    return _value(_row(file, "2 shard"), "of_one_shard")
 
 
 def _intake(file: RawResults) -> float:
     _one_shard(file)
+    _enough_items(file.settings["items"])
     return _value(_row(file, "RecordEvents, 100 a call"), "rate_per_s")
 
 
@@ -129,6 +123,27 @@ def _start(file: RawResults) -> float:
     (row,) = file.results
     _enough_items(row["items"], 1_000_000)
     return float(max(row["rounds_s"]))
+
+
+def _over_servers(key: str, worst: Callable[[Iterable[float]], float]) -> Callable[[RawResults], float]:
+    """Of the peers that are servers, while events and items stream in."""
+
+    def figure(file: RawResults) -> float:
+        rows = [row for row in file.results if (row.get("kind"), row.get("scenario")) == ("server", "streaming")]
+        found = [float(row[key]) for row in rows if key in row]
+        if not found:
+            raise Unmeasured("no peer that is a server was there")
+        return worst(found)
+
+    return figure
+
+
+def _over_log(file: RawResults) -> float:
+    """The worst of single queries and batches."""
+    sizes = [row["items"] for row in file.results if "items" in row]
+    if not sizes or min(sizes) > 10_000 or max(sizes) < 1_000_000:
+        raise Unmeasured("the catalogues do not reach from 10,000 to 1,000,000 items")
+    return max(float(row["over_log"]) for row in file.results if "over_log" in row)
 
 
 def _profile_bytes(file: RawResults) -> float:
@@ -175,19 +190,45 @@ BOUNDS = (
         "at least",
         0.45,
         "{:.0%}",
-        _ceiling_share("Recommend(10), closed"),
+        _share("Recommend(10)", "of_ceiling"),
     ),
     Bound(
-        "StreamRecommend against the empty stream of the same run",
+        "StreamRecommend(10) against the empty stream of the same run",
         "load",
         "at least",
         0.40,
         "{:.0%}",
-        _ceiling_share("StreamRecommend"),
+        _share("StreamRecommend(10)", "of_ceiling"),
     ),
-    Bound("p99 over p50 at half the highest rate", "load", "at most", 3.0, "{:.1f}x", _tail_ratio),
-    Bound("p99 at half the highest rate", "load", "below", 10.0, "{:.1f} ms", _tail),
+    Bound(
+        "BatchRecommend of 256 users against the bare search of the same vectors",
+        "load",
+        "at least",
+        0.80,
+        "{:.0%}",
+        _share("BatchRecommend(10), 256 a call", "of_bare"),
+    ),
+    Bound("two shards against one, client that knows the owners", "shards", "at least", 1.7, "{:.2f}x", _two_shards),
+    Bound("p99 over p50 at half the highest rate", "load", "at most", 3.0, "{:.1f}x", _at_half("p99_over_p50")),
+    Bound("p99 at half the highest rate", "load", "below", 10.0, "{:.1f} ms", _at_half("p99_ms")),
     Bound("durable events in batches of 100, one shard", "load", "at least", 20_000.0, "{:,.0f}/s", _intake),
+    Bound(
+        "whole request beside the best peer that is a server, while events and items stream in: rate",
+        "peers",
+        "at least",
+        3.0,
+        "{:.1f}x",
+        _over_servers("ours/theirs", min),
+    ),
+    Bound("the same beside each of them: p99", "peers", "at most", 1.0, "{:.2f}x", _over_servers("p99_ratio", max)),
+    Bound(
+        "cost of a request from 10,000 to 1,000,000 items, over log n, a tenth for noise",
+        "growth",
+        "at most",
+        1.1,
+        "{:.2f}x",
+        _over_log,
+    ),
     Bound("memory of a profile with its ring", "memory", "at most", 2_048.0, "{:,.0f} bytes", _profile_bytes),
     Bound("items in memory over their float32 vectors", "memory", "at most", 1.3, "{:.2f}x", _item_share),
     Bound("first answer of a server with 1,000,000 items", "start", "below", 3.0, "{:.2f} s", _start),

@@ -13,7 +13,7 @@ from heliotrope_bench.dataset import Dataset
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.system import Served
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_server.answerer import Question
+from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.event import EventKind, admit
@@ -85,8 +85,11 @@ class EngineSystem:
 
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
         question = Question(user_id, count, time_s=time_s)
-        answer = self._loop.run_until_complete(self._engine.recommend(question)).result
+        answer = self._loop.run_until_complete(self._answered(question))
         return Served(answer.item_ids, answer.scores, answer.probabilities)
+
+    async def _answered(self, question: Question) -> Answer:
+        return (await self._engine.recommend(question)).result
 
     def ask_for_all(self, user_id: str, time_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Rows of the data set's items and probabilities of every unseen item: longer than a request may ask for."""

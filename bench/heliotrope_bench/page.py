@@ -19,6 +19,9 @@ from heliotrope_bench.raw_results import RawResults, as_written_by, read_folder
 from heliotrope_bench.report_plot import draw
 from heliotrope_bench.report_sections import SECTIONS, Cell, table
 
+MOST_ROWS = 30
+"""Longer tables are folded up."""
+
 
 class PageOptions(BaseSettings):
     """Draws a page of all raw results in a folder."""
@@ -81,7 +84,9 @@ def page(shown: Sequence[Part], found: Sequence[Verdict], file_count: int) -> st
         loader=PackageLoader("heliotrope_bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     template = environment.get_template("report.html.j2")
-    return template.render(sections=shown, verdicts=found, counts=_counts(found), file_count=file_count)
+    return template.render(
+        sections=shown, verdicts=found, counts=_counts(found), file_count=file_count, MOST_ROWS=MOST_ROWS
+    )
 
 
 def _run(file: RawResults, plots: Path) -> Run:

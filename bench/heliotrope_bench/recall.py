@@ -95,6 +95,15 @@ async def served_recall(
     return found / (len(user_ids) * count)
 
 
+async def queries_of(address: str, arrays: SnapshotArrays, user_ids: Sequence[str]) -> NDArray[np.float32]:
+    """The query vectors `sum_h v_h A_h` of users as they are now, (users, d)."""
+    async with AsyncClient(address, timeout_s=60.0) as client:
+        profiles = [await client.get_profile(user_id) for user_id in user_ids]
+    interests = np.array([[vector.values for vector in profile.interest_vectors] for profile in profiles], np.float64)
+    queries: NDArray[np.float64] = np.einsum("uhd,hde->ue", interests, arrays.scoring_matrices.astype(np.float64))
+    return queries.astype(np.float32)
+
+
 def hits(scores: NDArray[np.float64], served: Sequence[int], count: int) -> int:
     """How many of the served rows belong to the exact best `count`, ties at the cut-off forgiven."""
     cut = np.partition(scores, -count)[-count]

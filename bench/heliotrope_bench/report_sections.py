@@ -62,21 +62,94 @@ SECTIONS: Mapping[str, Section] = {
     "load": Section(
         "A server under load",
         "Clients ask one server over gRPC. In a closed loop every caller asks again as soon as it has its answer, "
-        "which finds the highest rate; an empty gRPC handler on the same cores, in turns with it, is the ceiling. In "
-        "an open loop requests are sent at random moments at a given rate, whether or not earlier ones are answered, "
-        "and latency counts from the moment a request was due. Recall@10 is against exact scoring of the whole "
-        "catalogue.",
+        "which finds the highest rate; an empty gRPC handler or stream on the same cores, in turns with it, is the "
+        "ceiling, and a bare search of the same vectors that of batches. In an open loop requests are sent at random "
+        "moments at a given rate, whether or not earlier ones are answered, and latency counts from the moment a "
+        "request was due. Recall@10 is against exact scoring of the whole catalogue.",
         {
             "case": ("case", ""),
             "rate_per_s": ("per second", ",.0f"),
             "of_ceiling": ("of the ceiling", ".0%"),
+            "of_bare": ("of bare search", ".0%"),
             "rate_per_cpu_s": ("per CPU second", ",.0f"),
             "p50_ms": ("p50, ms", ",.2f"),
             "p99_ms": ("p99, ms", ",.2f"),
             "p99_9_ms": ("p99.9, ms", ",.2f"),
             "recall@10": ("recall@10", ".4f"),
             "server_cpu": ("cores used", ".0%"),
-            "errors": ("errors", ",.0f"),
+            "generator_cpu": ("busiest generator", ".0%"),
+            "errors": ("errors", ".0f"),
+        },
+    ),
+    "shards": Section(
+        "Several shards beside one",
+        "A client that knows which shard owns which user asks one shard, and several, each with a core of its own, in "
+        "turns. Where the generator has no core left it takes from theirs; the rate by CPU second is free of that.",
+        {
+            "case": ("case", ""),
+            "rate_per_s": ("per second", ",.0f"),
+            "of_one_shard": ("times one shard", ",.2f"),
+            "rate_per_cpu_s": ("per CPU second", ",.0f"),
+            "of_one_shard_by_cpu": ("times, by CPU second", ",.2f"),
+            "p50_ms": ("p50, ms", ",.2f"),
+            "p99_ms": ("p99, ms", ",.2f"),
+            "server_cpu": ("cores used", ".0%"),
+            "generator_cpu": ("busiest generator", ".0%"),
+            "errors": ("errors", ".0f"),
+        },
+    ),
+    "peers": Section(
+        "Whole requests beside other engines",
+        "The user's current vector in, ten ids and scores out, on the same data, cores and number of callers, each "
+        "engine set to the same recall; steady, and while events and items stream in. Ratios are ours over theirs in "
+        "rounds that followed one another; by CPU they are per second of the engine's own CPU time.",
+        {
+            "peer": ("engine", ""),
+            "kind": ("asked", ""),
+            "scenario": ("scenario", ""),
+            "rate_per_s": ("per second", ",.0f"),
+            "ours/theirs": ("ours over theirs", ",.2f"),
+            "by_cpu": ("by CPU", ",.2f"),
+            "p99_ms": ("p99, ms", ",.1f"),
+            "p99_ratio": ("p99, ours over theirs", ",.2f"),
+            "recall@10": ("recall@10", ".3f"),
+            "new_found": ("recall of new items", ".2f"),
+            "items_per_s": ("items taken in per second", ".1f"),
+            "memory_mib": ("memory, MiB", ",.0f"),
+            "errors": ("errors", ".0f"),
+            "search": ("search", ""),
+        },
+    ),
+    "ann": Section(
+        "Candidates beside other libraries",
+        "The retriever with its exact second pass and other libraries on the same vectors, one thread, single queries "
+        "and batches; recall@10 against exact scoring. The lines join what no other setting of the same library beats "
+        "in both recall and rate.",
+        {
+            "contender": ("library", ""),
+            "setting": ("setting", ""),
+            "mode": ("queries", ""),
+            "recall": ("recall@10", ".4f"),
+            "rate": ("per CPU second", ",.0f"),
+            "wall_rate": ("per second", ",.0f"),
+            "absent": ("left out", ""),
+        },
+    ),
+    "growth": Section(
+        "Growth of the catalogue",
+        "What the candidates of one request cost on catalogues of growing size, one thread, at the recall that the "
+        "build chose. Where the cost is a + b log n the points lie on a line.",
+        {
+            "items": ("items", ",.0f"),
+            "mode": ("queries", ""),
+            "setting": ("setting", ""),
+            "recall": ("recall@10", ".4f"),
+            "us": ("microseconds", ",.1f"),
+            "log_a_us": ("fit: a", ",.1f"),
+            "log_b_us": ("b per log2 n", ",.2f"),
+            "power": ("exponent of a power", ".3f"),
+            "over_log": ("largest growth over log n", ".2f"),
+            "verdict": ("verdict", ""),
         },
     ),
     "encode": Section(
@@ -122,8 +195,8 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "memory": Section(
         "Memory and disk",
-        "What an item costs, from the files that grow with the catalogue, and what a user costs, from how the server's "
-        "own memory and its data folder grow while users are recorded.",
+        "What an item costs, from the files that grow with the catalogue, and what a user costs, from how the "
+        "server's own memory and its data folder grow while users are recorded.",
         {
             "items": ("items", ",.0f"),
             "array_bytes_an_item": ("bytes an item", ",.0f"),
@@ -165,6 +238,25 @@ SECTIONS: Mapping[str, Section] = {
             "cpu_s": ("CPU seconds", ",.2f"),
             "peak_mib": ("peak memory, MiB", ",.0f"),
             "texts_per_s": ("texts per second", ",.0f"),
+        },
+    ),
+    "gpu": Section(
+        "GPU beside the CPU",
+        "The same queries through the retriever with the snapshot's index on the CPU and with each index on the "
+        "device, and the same texts through the encoder, in turns. It is right where recall, or the least cosine with "
+        "float32 vectors of the CPU, is above its bound.",
+        {
+            "case": ("case", ""),
+            "batch": ("batch", ",.0f"),
+            "cpu_per_s": ("CPU, per second", ",.0f"),
+            "device_per_s": ("GPU, per second", ",.0f"),
+            "over_cpu": ("times the CPU", ",.2f"),
+            "cpu_recall@10": ("recall@10, CPU", ".4f"),
+            "device_recall@10": ("recall@10, GPU", ".4f"),
+            "least_cosine": ("least cosine", ".5f"),
+            "build_s": ("build, s", ",.1f"),
+            "right": ("right", ""),
+            "note": ("note", ""),
         },
     ),
 }

@@ -170,10 +170,13 @@ class Engine:
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
-    async def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> Timed[Answer]:
-        """Answers one question in the next micro-batch. `deadline_s` is on the clock of time.monotonic()."""
+    def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> asyncio.Future[Timed[Answer]]:
+        """The answer to be of one question, in the next micro-batch. `deadline_s` is on the clock of time.monotonic().
+
+        Raises the RequestError of a question that can't be.
+        """
         self._check_question(question)
-        return await self._batcher.submit(question, deadline_s=deadline_s)
+        return self._batcher.submit(question, deadline_s=deadline_s)
 
     async def recommend_many(self, questions: Sequence[Question]) -> list[Answer | RequestError]:
         """Answers many questions without queueing them one by one; an error stands in the place of its question."""

@@ -27,6 +27,8 @@ class LivePopularity:
         self.changed_at: dict[str, int] = {}
         self._peers: dict[int, dict[str, float]] = {}
         self._counts: NDArray[np.float64] = np.zeros(0)
+        # Rows counted anew since whoever reads them took them; None: any row may be.
+        self.changed_rows: set[int] | None = None
 
     def add(self, item_id: str, row: int | None, time_s: float) -> None:
         """Counts one user whose newest positive event on the item is at `time_s`."""
@@ -44,6 +46,8 @@ class LivePopularity:
         self.changed_at[item_id] = self.version
         if row is not None:
             self._counts[row] = max(0.0, self._counts[row] + weight)
+            if self.changed_rows is not None:
+                self.changed_rows.add(row)
 
     def _weight(self, time_s: float | None) -> float:
         return 0.0 if time_s is None else power_of_two((time_s - self.landmark_s) / self.half_life_s)
@@ -58,6 +62,7 @@ class LivePopularity:
             peer: {item_id: count * factor for item_id, count in counts.items()} for peer, counts in self._peers.items()
         }
         self._counts *= factor
+        self.changed_rows = None
         self.landmark_s = landmark_s
 
     def change_half_life(self, half_life_s: float, time_s: float) -> None:
@@ -69,6 +74,7 @@ class LivePopularity:
     def bind(self, rows: dict[str, int], size: int) -> None:
         """Lays the counts out for a catalogue of `size` rows."""
         self._counts = np.zeros(size)
+        self.changed_rows = None
         for counts in (self.own, *self._peers.values()):
             for item_id, count in counts.items():
                 row = rows.get(item_id)
@@ -93,6 +99,8 @@ class LivePopularity:
             row = rows.get(item_id)
             if row is not None:
                 self._counts[row] = max(0.0, self._counts[row] + value - known.get(item_id, 0.0))
+                if self.changed_rows is not None:
+                    self.changed_rows.add(row)
             known[item_id] = value
         self.version += bool(item_ids)
 
@@ -102,6 +110,7 @@ class LivePopularity:
             row = rows.get(item_id)
             if row is not None:
                 self._counts[row] = max(0.0, self._counts[row] - count)
+        self.changed_rows = None
         self.version += 1
 
     def absorb_peers(self) -> None:
@@ -119,6 +128,11 @@ class LivePopularity:
             return list(self.own), list(self.own.values())
         ids = [item_id for item_id, version in self.changed_at.items() if version > since_version]
         return ids, [self.own[item_id] for item_id in ids]
+
+    @property
+    def row_counts(self) -> NDArray[np.float64]:
+        """Counts by catalogue row relative to the landmark, (n,): a view, to be read before the next event."""
+        return self._counts
 
     def counts_at(self, time_s: float) -> NDArray[np.float64]:
         """count_i(t) by catalogue row, (n,)."""

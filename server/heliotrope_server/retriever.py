@@ -42,16 +42,23 @@ class Ranking(NamedTuple):
     certified: bool
 
 
+class Boosts(Protocol):
+    """Stands in for an array (n,) of boosts where only some rows of it are needed."""
+
+    def __getitem__(self, rows: NDArray[np.int64] | int | slice) -> NDArray[np.float32]: ...
+
+
 class LiveView(NamedTuple):
     """All that changes between two searches, taken on the event loop at one moment.
 
-    `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of
-    them, with their vectors and what their score holds beyond taste (bias and boost); `outside` is the largest
-    boost of any other row. `moved` are the snapshot's rows that are served with an online residual, never among the
-    trending, with their vectors and terms in the same way. `alive` is None when no row is dead.
+    `boosts` (n,) is gamma * log1p(count) by row, or what computes it for the rows that it is indexed by; `trending` are
+    the rows with the largest, at most TRENDING of them, with their vectors and what their score holds beyond taste
+    (bias and boost); no other row has a boost above `outside`. `moved` are the snapshot's rows that are served with an
+    online residual, never among the trending, with their vectors and terms in the same way. `alive` is None when no row
+    is dead.
     """
 
-    boosts: NDArray[np.float32]
+    boosts: "NDArray[np.float32] | Boosts"
     trending: NDArray[np.int64]
     trending_vectors: NDArray[np.float32]
     trending_terms: NDArray[np.float32]
@@ -167,7 +174,7 @@ class ExactRetriever:
             scores[:, live.moved] = matrix @ live.moved_vectors.T + self._bias[live.moved]
         if size > base_count:
             scores[:, base_count:] = matrix @ live.delta_vectors.T + live.delta_bias
-        scores += live.boosts
+        scores += live.boosts[:]
         scores += self._intercept
         if live.alive is not None:
             scores[:, ~live.alive] = -np.inf

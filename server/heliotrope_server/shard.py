@@ -32,7 +32,6 @@ from heliotrope.v1 import (
     profile_pb2,
     profile_pb2_grpc,
     recommendation_pb2,
-    recommendation_pb2_grpc,
 )
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
@@ -212,9 +211,7 @@ class Shard:
         server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
         router = Router(peers, forward=public)
         addresses = self._settings.addresses
-        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationServicer(engine, router), server
-        )
+        RecommendationServicer(engine, router).add_to(server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(engine, router), server)
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)

@@ -24,13 +24,13 @@ def verdict(part: str, *files: RawResults) -> Verdict:
 
 
 def load(share: float = 0.5, recall: float = 0.98, items: int = 100_000, shards: int = 1) -> RawResults:
-    rows = [{"case": "Recommend(10), closed loop", "of_ceiling": share, "recall@10": recall}]
+    rows = [{"case": "Recommend(10)", "of_ceiling": share, "recall@10": recall}]
     return results("load", rows, items=items, shards=shards)
 
 
 def test_a_share_of_the_ceiling_holds_from_its_limit_on() -> None:
-    assert verdict("Recommend(10)", load(0.45)).word == "holds"
-    missed = verdict("Recommend(10)", load(0.449))
+    assert verdict("Recommend(10), one", load(0.45)).word == "holds"
+    missed = verdict("Recommend(10), one", load(0.449))
     assert (missed.word, missed.value, missed.source) == ("does not hold", 0.449, "load")
 
 
@@ -40,13 +40,36 @@ def test_a_share_of_the_ceiling_holds_from_its_limit_on() -> None:
         (load(items=99_999), "99,999 items"),
         (load(recall=0.9), "recall@10 is 0.900"),
         (load(shards=2), "2 shards"),
-        (results("load", [{"case": "else"}], items=100_000, shards=1), "no case 'Recommend(10), closed'"),
+        (results("load", [{"case": "else"}], items=100_000, shards=1), "no case 'Recommend(10)'"),
     ],
 )
 def test_other_conditions_give_no_verdict(file: RawResults, missing: str) -> None:
-    found = verdict("Recommend(10)", file)
+    found = verdict("Recommend(10), one", file)
     assert (found.word, found.value) == ("not measured", None)
     assert missing in found.note
+
+
+def test_every_peer_that_is_a_server_counts() -> None:
+    def peer(name: str, kind: str, scenario: str, rate: float, p99: float) -> dict[str, Any]:
+        return {"peer": name, "kind": kind, "scenario": scenario, "ours/theirs": rate, "p99_ratio": p99}
+
+    rows = [
+        {"peer": "heliotrope", "kind": "server", "scenario": "streaming"},
+        peer("a", "server", "streaming", 3.5, 0.9),
+        peer("b", "server", "streaming", 9.0, 1.2),
+        peer("c", "in process", "streaming", 0.5, 5.0),
+        peer("a", "server", "steady", 1.0, 4.0),
+    ]
+    file = results("memory", rows).model_copy(update={"command": ["heliotrope", "bench", "peers"]})
+    assert (verdict("whole request", file).value, verdict("whole request", file).word) == (3.5, "holds")
+    assert (verdict("beside each", file).value, verdict("beside each", file).word) == (1.2, "does not hold")
+
+
+@pytest.mark.parametrize(("largest", "word"), [(1_000_000, "holds"), (999_999, "not measured")])
+def test_growth_is_judged_over_the_whole_range(largest: int, word: str) -> None:
+    rows = [{"items": 10_000, "us": 5.0}, {"items": largest, "us": 8.0}, {"over_log": 1.0}, {"over_log": 1.05}]
+    file = results("memory", rows).model_copy(update={"command": ["heliotrope", "bench", "growth"]})
+    assert verdict("cost of a request", file).word == word
 
 
 def test_without_any_file_nothing_is_judged() -> None:
@@ -55,16 +78,31 @@ def test_without_any_file_nothing_is_judged() -> None:
     assert {each.word for each in found} == {"not measured"}
 
 
-def test_the_tail_is_read_at_or_above_half_of_the_highest_rate_that_held() -> None:
-    sweep = [
-        {"offered_per_s": rate, "holds_bound": rate < 900, "p50_ms": 2.0, "p99_ms": p99}
-        for rate, p99 in ((200.0, 3.0), (350.0, 5.0), (500.0, 9.0), (800.0, 19.0), (900.0, 99.0))
+def test_streams_and_batches_have_ceilings_of_their_own() -> None:
+    rows = [
+        {"case": "Recommend(10)", "of_ceiling": 0.5, "recall@10": 0.98},
+        {"case": "StreamRecommend(10)", "of_ceiling": 0.39},
+        {"case": "BatchRecommend(10), 256 a call: users", "of_ceiling": 0.1, "of_bare": 0.81},
     ]
-    file = results("load", sweep, items=100_000, shards=1)
+    file = results("load", rows, items=100_000, shards=1)
+    assert verdict("StreamRecommend", file).word == "does not hold"
+    assert (verdict("BatchRecommend", file).word, verdict("BatchRecommend", file).shown) == ("holds", "81%")
+
+
+def test_the_tail_is_read_at_half_of_the_highest_rate() -> None:
+    sweep = {"case": "mix, open loop, 500/s due", "p50_ms": 1.0, "p99_ms": 99.0}
+    half = {"case": "mix, half of the highest rate within 10 ms, 500/s", "p99_over_p50": 4.5, "p99_ms": 9.0}
+    file = results("load", [sweep, half], items=100_000, shards=1)
     assert (verdict("p99 over p50", file).value, verdict("p99 over p50", file).word) == (4.5, "does not hold")
     assert (verdict("p99 at half", file).value, verdict("p99 at half", file).word) == (9.0, "holds")
-    single = results("load", sweep[:1], items=100_000, shards=1)
-    assert verdict("p99 at half", single).word == "not measured"
+    assert verdict("p99 at half", results("load", [sweep], items=100_000, shards=1)).word == "not measured"
+
+
+def test_two_shards_count_where_the_generator_has_a_core_of_its_own() -> None:
+    rows = [{"case": "1 shard(s)"}, {"case": "2 shard(s)", "of_one_shard": 1.8}]
+    assert verdict("two shards", results("shards", rows, generator_cores=2)).word == "holds"
+    crowded = verdict("two shards", results("shards", rows, generator_cores=0))
+    assert (crowded.word, crowded.note) == ("not measured", "shards: the generator had no core of its own")
 
 
 def test_a_start_is_judged_by_its_slowest_round_of_a_million_items() -> None:
@@ -76,7 +114,7 @@ def test_a_start_is_judged_by_its_slowest_round_of_a_million_items() -> None:
 def test_each_file_of_a_kind_is_judged_and_a_busy_machine_is_said() -> None:
     quiet, other = load(0.5), load(0.3)
     busy = other.model_copy(update={"machine": other.machine.model_copy(update={"load_average": [9.0], "cores": 2})})
-    found = [each for each in verdicts([quiet, busy]) if "Recommend(10)" in each.bound.measure]
+    found = [each for each in verdicts([quiet, busy]) if "Recommend(10), one" in each.bound.measure]
     assert [(each.word, each.note) for each in found] == [("holds", ""), ("does not hold", "on a busy machine")]
 
 
