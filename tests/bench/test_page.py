@@ -115,7 +115,7 @@ def test_a_broken_file_is_named(
 ) -> None:
     if text == "LACKING":
         raw = json.loads((results / "load.json").read_text())
-        raw["results"] = [{"case": "mix", "offered_per_s": rate} for rate in (5.0, 6.0)]
+        raw["results"] = [{"case": "mix, open loop", "offered_per_s": rate} for rate in (5.0, 6.0)]
         raw["settings"]["items"] = 100_000
         text = json.dumps(raw)
     (results / "broken.json").write_text(text)
