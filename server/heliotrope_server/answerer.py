@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
@@ -178,7 +177,7 @@ class Answerer:
             ]
             # One pass over the lists of all questions: NumPy's price is by call.
             scores = np.concatenate([one.scores for one in made]).astype(np.float64)
-            probabilities = expit(parameters.log_odds(scores)).tolist()
+            probabilities = _sigmoid(parameters.log_odds(scores)).tolist()
             all_scores, all_rows = scores.tolist(), np.concatenate([one.rows for one in made]).tolist()
             end = 0
             for place, one in zip(places, made, strict=True):
@@ -191,7 +190,7 @@ class Answerer:
                         profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
                     )
                 answers[place] = Answer(
-                    [catalogue.item_ids[row] for row in rows],
+                    catalogue.item_ids.of(rows),
                     all_scores[begin:end],
                     probabilities[begin:end],
                     one.sources,
@@ -291,6 +290,12 @@ class _Made(NamedTuple):
 
 
 _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)), exact in both tails; scipy's takes 0.2 s to import."""
+    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
+    return probabilities
 
 
 def _source(profile: Profile | None) -> int:

@@ -9,7 +9,7 @@ next snapshot.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
+from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class LiveCatalogue:
         self.base_bias = snapshot.bias.view(np.ndarray)
         table = snapshot.neighbours
         self.neighbours = table and Neighbours(table.rows.view(np.ndarray), table.strengths.view(np.ndarray))
-        self.item_ids: list[str] = list(snapshot.item_ids)
-        self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self.item_ids = ServedIds(snapshot.item_ids)
+        self.rows = ServedRows(snapshot.item_ids)
         self.alive: NDArray[np.bool_] = np.ones(self.base_count + _FIRST_CAPACITY, dtype=np.bool_)
         self.alive[self.base_count :] = False
         self.alive_count = self.base_count
@@ -129,7 +130,9 @@ class LiveCatalogue:
         """Rows of the snapshot (k,) that are served with a residual, and their served vectors (k, d)."""
         if self._moved is None:
             rows = [
-                row for item_id in self._residuals if (row := self.rows.get(item_id, self.base_count)) < self.base_count
+                row
+                for item_id in self._residuals
+                if (row := self.rows.get(item_id)) is not None and row < self.base_count
             ]
             vectors = self.base_vectors[rows] if rows else np.empty((0, self.dimension), dtype=np.float32)
             for place, row in enumerate(rows):
@@ -206,7 +209,7 @@ class LiveCatalogue:
 
     def delete(self, item_id: str) -> bool:
         """Removes an item from all later answers. Returns whether it was there."""
-        row = self.rows.pop(item_id, None)
+        row = self.rows.pop(item_id)
         if row is None:
             return False
         self._bury(row)
@@ -235,7 +238,7 @@ class LiveCatalogue:
             logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
         return matrix
 
-    def learn_map(self, version: str, item_ids: list[str], vectors: NDArray[np.float32]) -> float | None:
+    def learn_map(self, version: str, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> float | None:
         """Fits the map from another snapshot by least squares over the shared items.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would

@@ -118,7 +118,8 @@ def _living(
     """An item that was replaced is suggested at its new row, a removed one no longer."""
     now = rows.copy()
     for place in np.flatnonzero(~catalogue.alive[rows]).tolist():
-        now[place] = catalogue.rows.get(catalogue.item_ids[rows[place]], -1)
+        row = catalogue.rows.get(catalogue.item_ids[rows[place]])
+        now[place] = -1 if row is None else row
     order = np.argsort(now)
     order = order[now[order] >= 0]
     return now[order], gains[order]

@@ -7,6 +7,8 @@ them from their older time to the newer one. Each shard counts its own users and
 peers; the served count is the sum.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,7 +73,7 @@ class LivePopularity:
             self.move_landmark(max(time_s, self.landmark_s))
             self.half_life_s = half_life_s
 
-    def bind(self, rows: dict[str, int], size: int) -> None:
+    def bind(self, rows: Mapping[str, int], size: int) -> None:
         """Lays the counts out for a catalogue of `size` rows."""
         self._counts = np.zeros(size)
         self.changed_rows = None
@@ -87,7 +89,7 @@ class LivePopularity:
         self._counts = np.concatenate([self._counts, np.zeros(size - len(self._counts))])
 
     def merge_peer(
-        self, peer: int, item_ids: list[str], counts: list[float], landmark_s: float, rows: dict[str, int]
+        self, peer: int, item_ids: list[str], counts: list[float], landmark_s: float, rows: Mapping[str, int]
     ) -> None:
         """Takes over counts of another shard, each replacing what that shard said before."""
         if landmark_s > self.landmark_s:
@@ -104,7 +106,7 @@ class LivePopularity:
             known[item_id] = value
         self.version += bool(item_ids)
 
-    def forget_peer(self, peer: int, rows: dict[str, int]) -> None:
+    def forget_peer(self, peer: int, rows: Mapping[str, int]) -> None:
         """Drops what a shard said: it restarted and will say it again."""
         for item_id, count in self._peers.pop(peer, {}).items():
             row = rows.get(item_id)
