@@ -27,10 +27,10 @@ from heliotrope_export.session import CPU
 from heliotrope_indexer.ann_index import RECALL_AT_10, served_queries
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_server.device_index import CandidateIndex, build_device_index, device_problem
+from heliotrope_server.device_index import build_device_index, device_problem
 from heliotrope_server.gpu_retriever import GpuRetriever
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import ExactRetriever, Query, Retriever, live_view, make_retriever
+from heliotrope_server.retriever import CandidateIndex, ExactRetriever, Query, Retriever, live_view, make_retriever
 from heliotrope_server.settings import IndexKind
 
 BATCHES = (1, 16, 64, 256)

@@ -12,7 +12,7 @@ the supervisor, finds that, and goes on with the CPU.
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +35,6 @@ class DeviceLostError(Exception):
     """The device failed a search; the message is FAISS's."""
 
 
-class CandidateIndex(Protocol):
-    """What FaissRetriever asks of an index: `d` columns, and FAISS's own search."""
-
-    d: int
-
-    def search(
-        self, queries: NDArray[np.float32], k: int, *, params: Any = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
-
-
 class DeviceIndex:
     """An index that FAISS holds on a device, with its limit on hits and its failures under one name."""
 
@@ -56,7 +46,7 @@ class DeviceIndex:
         self._parameters = parameters
 
     def search(
-        self, queries: NDArray[np.float32], k: int, *, params: Any = None
+        self, x: NDArray[np.float32], k: int, *, params: Any = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and rows (m, k) for queries (m, d), best first; row -1 where there are no more.
 
@@ -64,7 +54,7 @@ class DeviceIndex:
         """
         found = min(k, self._most_hits)
         try:
-            scores, rows = self._index.search(queries, found, params=self._parameters)
+            scores, rows = self._index.search(x, found, params=self._parameters)
         # What SWIG makes of a C++ exception is a RuntimeError mostly, and a MemoryError from an allocation.
         except Exception as error:
             raise DeviceLostError(str(error)) from error

@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_server.device_index import CandidateIndex, DeviceLostError, build_device_index, device_problem
+from heliotrope_server.device_index import DeviceLostError, build_device_index, device_problem
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import FaissRetriever, LiveView, Query, Ranking, Retriever, make_retriever
+from heliotrope_server.retriever import (
+    CandidateIndex,
+    FaissRetriever,
+    LiveView,
+    Query,
+    Ranking,
+    Retriever,
+    make_retriever,
+)
 from heliotrope_server.settings import Device, IndexKind
 
 CHECKED_QUERIES = 64
@@ -87,7 +95,7 @@ class GpuRetriever:
 
     def __init__(self, catalogue: LiveCatalogue, index: CandidateIndex, name: str) -> None:
         self._cpu = FaissRetriever(catalogue)
-        self._device: FaissRetriever | None = _DeviceRetriever(catalogue, index)
+        self._device: FaissRetriever | None = FaissRetriever(catalogue, index)
         search = catalogue.parameters.search
         self.description = f"{name} candidates {search.candidates if search else 0}"
 
@@ -105,15 +113,6 @@ class GpuRetriever:
                 self._device = None
                 self.description = f"{self._cpu.description} (GPU lost: {str(error).splitlines()[0][:200]})"
         return self._cpu.rank(queries, live)
-
-
-class _DeviceRetriever(FaissRetriever):
-    """The same with another index."""
-
-    def __init__(self, catalogue: LiveCatalogue, index: CandidateIndex) -> None:
-        super().__init__(catalogue)
-        # All that the ranking asks of it is in CandidateIndex.
-        self._index = index  # type: ignore[assignment]
 
 
 def recall_at_10(catalogue: LiveCatalogue, index: CandidateIndex, candidates: int) -> float:

@@ -9,7 +9,7 @@ list.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,19 @@ class LiveView(NamedTuple):
     delta_vectors: NDArray[np.float32]
     delta_bias: NDArray[np.float32]
     alive: NDArray[np.bool_] | None
+
+
+class CandidateIndex(Protocol):
+    """An index over [x ; b], padded to `d` columns, with FAISS's own search by inner product.
+
+    It returns scores and rows (m, k) for queries (m, d); row -1 where there are no more.
+    """
+
+    d: int
+
+    def search(
+        self, x: NDArray[np.float32], k: int, *, params: Any = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 
 
 class Retriever(Protocol):
@@ -188,18 +201,19 @@ class ExactRetriever:
 class FaissRetriever:
     """Approximate candidates from the snapshot's FAISS index, exact scores from its mapped float32 vectors."""
 
-    def __init__(self, catalogue: LiveCatalogue) -> None:
+    def __init__(self, catalogue: LiveCatalogue, index: CandidateIndex | None = None) -> None:
+        """`index`, over all rows, stands in place of the snapshot's own."""
         # faiss takes 0.2 s to import and is not needed by small catalogues.
         import faiss
 
         search = catalogue.parameters.search
-        index = catalogue.snapshot.index()
-        if search is None or index is None:
+        own = catalogue.snapshot.index()
+        if search is None or own is None:
             raise ValueError(f"snapshot {catalogue.version} holds no index")
         self._dimension = catalogue.dimension
         self._base_count = catalogue.base_count
         self._intercept = np.float32(catalogue.parameters.intercept)
-        self._index = index
+        self._index: CandidateIndex = own if index is None else index
         self._candidates = search.candidates
         self._parameters = faiss.SearchParametersIVF(nprobe=search.nprobe)  # type: ignore[call-arg]
         self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
@@ -209,7 +223,7 @@ class FaissRetriever:
         self._met = np.zeros(catalogue.base_count, dtype=np.bool_)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
-        factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
+        factory = catalogue.snapshot.manifest.quality.get("index", type(own).__name__)
         self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
