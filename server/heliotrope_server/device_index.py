@@ -143,7 +143,7 @@ def _ivf(faiss: Any, resources: Any, vectors: NDArray[np.float32], bias: NDArray
     index.cp.spherical = True
     index.cp.min_points_per_centroid = 1
     index.train(rows)
-    index.nprobe = min(nprobe, lists)
+    index.nprobe = max(1, min(nprobe, lists))
     return index
 
 
