@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
+from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -143,14 +144,10 @@ class Answerer:
         now_s = self._wall_clock()
         profiles = [self._store.get(question.user_id, catalogue) for question in questions]
         times = [now_s if question.time_s is None else question.time_s for question in questions]
-        interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
-        for place, profile in enumerate(profiles):
-            if profile is None:
-                interests[place] = catalogue.prior
-            else:
-                if profile.segments:
-                    self.segment_priors.renew(profile, times[place])
-                interests[place] = profile.interest_vectors(times[place], parameters)
+        for profile, at_s in zip(profiles, times, strict=True):
+            if profile is not None and profile.segments:
+                self.segment_priors.renew(profile, at_s)
+        interests = interest_batch(profiles, times, catalogue.prior, parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
         plans = [self._plan(question, request_ids[place]) for place, question in enumerate(questions)]

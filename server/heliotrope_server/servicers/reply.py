@@ -15,6 +15,13 @@ _DOUBLE = struct.Struct("<Bd").pack
 _FIGURES = struct.Struct("<BdBdBB").pack  # score, probability, source
 _SCORE, _PROBABILITY, _SOURCE, _PROPENSITY = 0x11, 0x19, 0x20, 0x31
 _RECOMMENDATION, _RESULT, _RESPONSE = b"\x0a", b"\x0a", b"\x0a"
+_SMALL = tuple(bytes((number,)) for number in range(0x80))
+_FIGURE_BYTES = 20
+# What stands before an id of so many bytes, where that and the figures still fit into a length of one byte.
+_HEADS = tuple(
+    _RECOMMENDATION + _SMALL[2 + length + _FIGURE_BYTES] + b"\x0a" + _SMALL[length]
+    for length in range(0x80 - 2 - _FIGURE_BYTES)
+)
 
 
 def encode_response(answer: Answer, timings: tuple[int, int] | None = None) -> bytes:
@@ -45,7 +52,7 @@ def outcome_of(response: bytes) -> bytes:
 def varint(number: int) -> bytes:
     """A number of 0 or more, seven bits a byte."""
     if number < 0x80:
-        return bytes((number,))
+        return _SMALL[number]
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
@@ -55,17 +62,19 @@ def varint(number: int) -> bytes:
 
 
 def _recommendations(answer: Answer) -> list[bytes]:
-    drawn = _drawn(answer)
     parts: list[bytes] = []
+    drawn = _drawn(answer)
     for place, (item_id, score, probability, source) in enumerate(
         zip(answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True)
     ):
         name = item_id.encode()
         figures = _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)
+        if len(name) < len(_HEADS) and not drawn:
+            parts += (_HEADS[len(name)], name, figures)
+            continue
         if drawn:
             figures += _DOUBLE(_PROPENSITY, answer.propensities[place])
-        head = b"\x0a" + varint(len(name))
-        parts += (_RECOMMENDATION, varint(len(head) + len(name) + len(figures)), head, name, figures)
+        parts.append(_field(_RECOMMENDATION, _field(b"\x0a", name) + figures))
     return parts
 
 
