@@ -1,5 +1,5 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
+`ann` (recall and rate of the retriever beside other libraries), `train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
 `learning` (what feedback gains, and what fake feedback can do)."""
 
 import sys
@@ -21,6 +21,8 @@ commands:
   quality         replay of real data sets through the served system, beside other models
   quality-report  the page of tables and plots from what quality wrote
   encode          texts per second of the encoder, beside bare ONNX Runtime on the same batches
+  ann             recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine
+  growth          what a request costs from 10,000 to a million items
   train           time and memory of the training job, on as many events as you like
   start           seconds from the start of a server to its first answer
   memory          bytes of an item and of a user, in memory and on disk
@@ -54,6 +56,14 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import encode
 
             encode.run(parse(encode.EncodeOptions, rest), rest, console)
+        elif command == "ann":
+            from heliotrope_bench.ann import grid
+
+            grid.run(parse(grid.AnnOptions, rest), rest, console)
+        elif command == "growth":
+            from heliotrope_bench.ann import growth
+
+            growth.run(parse(growth.GrowthOptions, rest), rest, console)
         elif command == "train":
             from heliotrope_bench import train
 
@@ -72,8 +82,8 @@ def main(arguments: list[str]) -> int:
             learning.run(parse(learning.LearningOptions, rest), rest, console)
         else:
             print(
-                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
-                "memory or learning",
+                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, ann, growth, "
+                "train, start, memory or learning",
                 file=sys.stderr,
             )
             return 2
