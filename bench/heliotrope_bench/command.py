@@ -1,6 +1,7 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`ann` (recall and rate of the retriever beside other libraries), `train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
-`learning` (what feedback gains, and what fake feedback can do)."""
+`ann` (recall and rate of the retriever beside other libraries), `growth` (cost of a request by items), `train` (time of
+the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and `learning` (what
+feedback gains, and what fake feedback can do)."""
 
 import sys
 from typing import TypeVar

@@ -58,7 +58,8 @@ def titles_store(
     Vectors are the `dimension` principal components of the features of the texts; biases are normal. Embeddings are
     kept in `work`, so that a run that was stopped goes on where it was.
     """
-    store = work / "titles" / f"{count}x{dimension}-bias{bias_spread:g}"
+    kind = "" if bias_spread == BIAS_SPREAD else f"-bias{bias_spread:g}"
+    store = work / "titles" / f"{count}x{dimension}{kind}"
     if (store / "CURRENT").is_file():
         return store
     texts = titles(count, folder)

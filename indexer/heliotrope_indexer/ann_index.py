@@ -33,7 +33,7 @@ _HEADS = (1_024, 4_096)
 _HEAD_PAYS_FROM = 0.3
 """Share of the 10 best rows of the queries that has to lie in a head for an index beside it to be tried."""
 _NPROBES = (4, 8, 16, 32, 64, 128, 256)
-_CANDIDATES = (100, 200, 400, 800, 1_600, 3_200)
+_CANDIDATES = (64, 100, 200, 400, 800, 1_600, 3_200)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class FaissRetriever:
         index = catalogue.snapshot.index()
         if search is None or index is None:
             raise ValueError(f"snapshot {catalogue.version} holds no index")
-        self._faiss = faiss
+        self._faiss: Any = faiss
         self._dimension = catalogue.dimension
         self._base_count = catalogue.base_count
         self._intercept = np.float32(catalogue.parameters.intercept)
@@ -217,9 +217,7 @@ class FaissRetriever:
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
-        self.description = (
-            f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}"
-        )
+        self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         # A user who has seen many items needs more candidates; grouped by power of two so that one such user does not
@@ -333,7 +331,9 @@ class FaissRetriever:
         for place, query in enumerate(queries):
             missed = unmet[place]
             if query.suggestions is not None and missed is not None:
-                extra, more = self._unmet(query, query.suggestions, missed, live, scores[place], float(last_base[place]))
+                extra, more = self._unmet(
+                    query, query.suggestions, missed, live, scores[place], float(last_base[place])
+                )
                 ranking = _best(
                     np.concatenate([best_scores[place], extra]), np.concatenate([best_rows[place], more]), query.wanted
                 )

@@ -55,7 +55,9 @@ class AnnOptions(BaseSettings):
 
     data: Literal["titles", "synthetic"] = Field("titles", description="real texts, or vectors around centres")
     items: Annotated[int, Field(ge=1_000)] | None = Field(None, description="items; default: all the titles")
-    dimension: Annotated[int, Field(ge=4)] = Field(127, description="dimensions of the vectors; the bias makes one more")
+    dimension: Annotated[int, Field(ge=4)] = Field(
+        127, description="of the vectors; the bias makes one more"
+    )
     bias_spread: Annotated[float, Field(ge=0.0)] = Field(BIAS_SPREAD, description="of the titles' drawn biases")
     queries: Annotated[int, Field(ge=1, description="queries of a pass")] = 400
     rounds: Annotated[int, Field(ge=1, description="timed passes of every setting, in turns")] = 5
@@ -75,7 +77,7 @@ def run(options: AnnOptions, arguments: Sequence[str], console: Console) -> None
     snapshot = SnapshotStore(_store(options)).open()
     rows, queries = stored_rows(snapshot), asked_rows(snapshot, options.queries, SEED)
     absent: list[dict[str, Any]] = []
-    built: list[Point] = []
+    points: list[Point] = [*our_points(snapshot)]
     with tempfile.TemporaryDirectory(prefix="heliotrope-ann-") as folder, threadpoolctl.threadpool_limits(1):
         for entry in LIBRARIES:
             if entry.name not in chosen:
@@ -84,10 +86,9 @@ def run(options: AnnOptions, arguments: Sequence[str], console: Console) -> None
                 absent.append({"contender": entry.name, "absent": reason})
                 console.print(f"{entry.name} is left out: {reason}", markup=False)
                 continue
-            built += entry.points(rows, options.threads, Path(folder))
+            points += entry.points(rows, options.threads, Path(folder))
             console.print(f"{entry.name} is built")
         _one_thread()
-        points = [*our_points(snapshot), *built]
         results = measure(points, rows, queries, rounds=options.rounds)
     write_report(
         options.out,
@@ -97,7 +98,9 @@ def run(options: AnnOptions, arguments: Sequence[str], console: Console) -> None
         results=[*results, *absent],
     )
     served = [row for row in results if row["setting"] == SERVED]
-    print_table(console, f"{len(rows):,} items of {rows.shape[1]} dimensions, as the build chose", served, POINT_COLUMNS)
+    print_table(
+        console, f"{len(rows):,} items of {rows.shape[1]} dimensions, as the build chose", served, POINT_COLUMNS
+    )
     print_table(console, "queries per second of one core, on the frontiers", verdict(results), COLUMNS)
     console.print(f"{options.out}")
 

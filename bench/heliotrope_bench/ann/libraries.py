@@ -50,11 +50,12 @@ def faiss_hnsw(rows: Rows, threads: int, folder: Path) -> Iterator[Point]:
     import faiss
 
     faiss.omp_set_num_threads(threads)
-    index: Any = faiss.IndexHNSWFlat(rows.shape[1], _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    library: Any = faiss
+    index = library.IndexHNSWFlat(rows.shape[1], _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = _CONSTRUCTION
     index.add(rows)
     for expansion in EXPANSIONS:
-        parameters = faiss.SearchParametersHNSW(efSearch=expansion)  # type: ignore[call-arg]
+        parameters = library.SearchParametersHNSW(efSearch=expansion)
         yield _faiss_point("HNSW", f"ef {expansion}", index, parameters)
 
 
@@ -97,9 +98,7 @@ def usearch(rows: Rows, threads: int, folder: Path) -> Iterator[Point]:
     """Its graph over float32."""
     from usearch.index import Index
 
-    index = Index(
-        ndim=rows.shape[1], metric="ip", dtype="f32", connectivity=_NEIGHBOURS, expansion_add=_CONSTRUCTION
-    )
+    index = Index(ndim=rows.shape[1], metric="ip", dtype="f32", connectivity=_NEIGHBOURS, expansion_add=_CONSTRUCTION)
     index.add(np.arange(len(rows)), rows, threads=threads)
 
     def single(expansion: int, query: Rows) -> Found:
@@ -198,9 +197,7 @@ def qdrant(rows: Rows, threads: int, folder: Path) -> Iterator[Point]:
         ),
     )
     for start in range(0, len(rows), 1_000):
-        points = [
-            library.Point(row, rows[row].tolist(), {}) for row in range(start, min(start + 1_000, len(rows)))
-        ]
+        points = [library.Point(row, rows[row].tolist(), {}) for row in range(start, min(start + 1_000, len(rows)))]
         shard.update(library.UpdateOperation.upsert_points(points))
     shard.optimize()
 

@@ -33,7 +33,12 @@ def measure(points: Sequence[Point], rows: Rows, queries: Rows, *, rounds: int) 
             work = _pass(point, mode, queries)
             found = work()
             results.append(
-                {"contender": point.contender, "setting": point.setting, "mode": mode, "recall": recall(scores, found, K)}
+                {
+                    "contender": point.contender,
+                    "setting": point.setting,
+                    "mode": mode,
+                    "recall": recall(scores, found, K),
+                }
                 | {"rates": [], "wall_rates": []}
             )
             passes.append(work)

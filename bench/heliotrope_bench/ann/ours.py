@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from copy import copy
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def our_points(snapshot: Snapshot) -> Iterator[Point]:
 
     Raises BenchError when the snapshot holds no index.
     """
-    search, index = snapshot.parameters.search, snapshot.index()
+    search = snapshot.parameters.search
+    index: Any = snapshot.index()
     if search is None or index is None:
         raise BenchError(f"a catalogue of {len(snapshot):,} items has no index: give more than {EXACT_UP_TO:,}")
     catalogue = LiveCatalogue(snapshot)
