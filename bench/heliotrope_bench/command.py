@@ -34,6 +34,12 @@ COMMANDS = {
     "encode": Command(
         "encode", "EncodeOptions", "texts per second of the encoder, beside bare ONNX Runtime on the same batches"
     ),
+    "ann": Command(
+        "ann.grid",
+        "AnnOptions",
+        "recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine",
+    ),
+    "growth": Command("ann.growth", "GrowthOptions", "what a request costs from 10,000 to a million items"),
     "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
     "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
     "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),

@@ -18,6 +18,7 @@ from rich.table import Table
 VERSIONED = (
     *("heliotrope", "grpcio", "protobuf", "numpy", "implicit"),
     *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "onnxruntime", "onnxruntime-gpu"),
+    *("hnswlib", "usearch", "voyager", "scann", "scalable-vs", "qdrant-edge-py"),
 )
 
 Row = Mapping[str, Any]

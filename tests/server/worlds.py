@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.ann_index import head_rows
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
@@ -36,6 +37,7 @@ def publish(
     dimension: int = 16,
     seed: int = 0,
     with_index: bool = False,
+    head: int = 0,
     intercept: float = -1.5,
     live_popularity_weight: float = 0.3,
     first_item: int = 0,
@@ -62,8 +64,9 @@ def publish(
         padded[:, :dimension], padded[:, dimension] = vectors, bias
         index = faiss.index_factory(padded.shape[1], "IVF16,Flat", faiss.METRIC_INNER_PRODUCT)
         index.train(padded)
-        index.add(padded)
-        search = SearchParameters(nprobe=12, candidates=64)
+        inside = np.setdiff1d(np.arange(items), head_rows(bias, head))
+        index.add_with_ids(padded[inside], inside)
+        search = SearchParameters(nprobe=12, candidates=64, head=head)
     parameters = Parameters(
         half_lives_s=half_lives_s,
         kappas=tuple(0.5 + horizon for horizon in range(horizons)),
