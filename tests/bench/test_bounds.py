@@ -11,7 +11,7 @@ from heliotrope_bench.raw_results import RawResults, read_raw_results
 RESULTS = Path(__file__).parent / "data" / "raw_results"
 
 
-def results(kind: str, rows: list[dict[str, Any]], **settings: Any) -> RawResults:
+def results(kind: str, rows: list[dict[str, Any]], /, **settings: Any) -> RawResults:
     """A quiet file of this kind with other rows."""
     real = read_raw_results(RESULTS / f"{kind}.json")
     quiet = real.machine.model_copy(update={"load_average": [1.0]})
@@ -63,6 +63,35 @@ def test_every_peer_that_is_a_server_counts() -> None:
     file = results("memory", rows).model_copy(update={"command": ["heliotrope", "bench", "peers"]})
     assert (verdict("whole request", file).value, verdict("whole request", file).word) == (3.5, "holds")
     assert (verdict("beside each", file).value, verdict("beside each", file).word) == (1.2, "does not hold")
+
+
+def ann(rows: list[dict[str, Any]], texts: int = 60_000) -> RawResults:
+    file = results("memory", rows, data="titles", rows=[texts, 128])
+    return file.model_copy(update={"command": ["heliotrope", "bench", "ann"]})
+
+
+def point(contender: str, recall: float, rate: float, mode: str = "single") -> dict[str, Any]:
+    return {"contender": contender, "setting": "s", "mode": mode, "recall": recall, "rate": rate}
+
+
+def test_candidates_are_compared_at_equal_recall_with_the_best_library() -> None:
+    ours = [point("heliotrope", 0.96, 90.0), point("heliotrope", 0.999, 40.0)]
+    theirs = [point("scann", 0.96, 100.0), point("hnswlib", 0.999, 30.0), point("qdrant", 0.999, 20.0)]
+    assert verdict("at worst", ann(ours + theirs)).value == pytest.approx(0.9)
+    # At 0.97 only hnswlib is left, and between two settings of ours the logarithm of the rate is linear in recall.
+    best = 90.0 * (40.0 / 90.0) ** (10 / 39) / 30.0
+    assert verdict("the same, at best", ann(ours + theirs)).value == pytest.approx(best)
+    # 40 at 0.999, and more below: Qdrant reaches both recalls with its one setting.
+    assert verdict("Qdrant", ann(ours + theirs)).value == pytest.approx(
+        (90.0 ** (19 / 39) * 40.0 ** (20 / 39)) / 20.0, rel=1e-6
+    )
+    assert verdict("at worst", ann([ours[0], *theirs])).value == 0.0
+
+
+def test_candidates_beside_too_few_libraries_or_texts_are_not_judged() -> None:
+    rows = [point("heliotrope", 0.96, 90.0), point("scann", 0.96, 100.0)]
+    assert "svs left out" in verdict("at worst", ann([*rows, {"contender": "svs", "absent": "why"}])).note
+    assert "59,999 items" in verdict("at worst", ann(rows, texts=59_999)).note
 
 
 @pytest.mark.parametrize(("largest", "word"), [(1_000_000, "holds"), (999_999, "not measured")])
