@@ -101,7 +101,7 @@ def _ann(file: RawResults) -> Any:
     """Recall and rate by library; settings that another of the same library beats in both are left out."""
     rows = [row for row in file.results if "recall" in row]
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    figure, panels = plt.subplots(1, len(modes), figsize=(4.8 * len(modes), 4.2), squeeze=False)
+    figure, panels = plt.subplots(1, len(modes), figsize=(2.4 + 4.2 * len(modes), 4.2), squeeze=False)
     for panel, mode in zip(panels[0], modes, strict=True):
         for name in dict.fromkeys(row["contender"] for row in rows):
             own = [(row["recall"], row["rate"]) for row in rows if (row["contender"], row["mode"]) == (name, mode)]
@@ -134,9 +134,12 @@ def _growth(file: RawResults) -> Any:
         items = [row["items"] for row in rows]
         panel.plot(items, [row["us"] for row in rows], "o", color=colour, label=f"{fit['mode']} query")
         line = [fit["log_a_us"] + fit["log_b_us"] * math.log2(n) for n in items]
-        label = f"{fit['log_a_us']:.0f} + {fit['log_b_us']:.1f} log2 n"
+        label = f"{fit['log_a_us']:.0f} {fit['log_b_us']:+.1f} log2 n"
         panel.plot(items, line, color=colour, linewidth=1, label=label)
     panel.set(xlabel="items", ylabel="microseconds", xscale="log")
+    panel.set_xticks(sorted({row["items"] for row in file.results if "us" in row}))
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.xaxis.set_minor_formatter(ticker.NullFormatter())
     panel.set_ylim(bottom=0)
     panel.legend(frameon=False)
     return figure
