@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
@@ -32,6 +32,13 @@ class PageOptions(BaseSettings):
 
     results: Path = Field(description="folder with the JSON files that the bench commands wrote")
     out: Path = Field(Path("bench.html"), description="the page; its plots as PNG go into a folder of the same name")
+
+    @field_validator("out")
+    @classmethod
+    def _has_an_ending(cls, out: Path) -> Path:
+        if not out.suffix:
+            raise ValueError(f"{out} has no ending such as .html: the folder of the plots needs its name")
+        return out
 
 
 @dataclass(frozen=True)

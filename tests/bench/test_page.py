@@ -67,8 +67,9 @@ def drawn(results: Path, out: Path) -> Page:
 def test_the_page_stands_alone_and_shows_every_file(results: Path, tmp_path: Path) -> None:
     page = drawn(results, tmp_path / "bench.html")
     assert page.open == [] and page.loaded == []
-    names = {path.stem for path in results.glob("*.json")}
+    names = {f"file-{path.stem}" for path in results.glob("*.json")}
     assert names <= set(page.ids) and len(names) >= 5
+    assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     for picture in page.pictures:
         kind, _, data = picture.partition(",")
@@ -127,3 +128,10 @@ def test_a_broken_file_is_named(
 def test_a_folder_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "bench.html")]) == 1
     assert f"no raw results (*.json) in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_page_without_an_ending_has_no_name_left_for_its_plots(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "--results", str(results), "--out", str(tmp_path / "bench")]) == 2
+    assert "has no ending such as .html" in capsys.readouterr().err
