@@ -55,9 +55,7 @@ class AnnOptions(BaseSettings):
 
     data: Literal["titles", "synthetic"] = Field("titles", description="real texts, or vectors around centres")
     items: Annotated[int, Field(ge=1_000)] | None = Field(None, description="items; default: all the titles")
-    dimension: Annotated[int, Field(ge=4)] = Field(
-        127, description="of the vectors; the bias makes one more"
-    )
+    dimension: Annotated[int, Field(ge=4)] = Field(127, description="of the vectors; the bias makes one more")
     bias_spread: Annotated[float, Field(ge=0.0)] = Field(BIAS_SPREAD, description="of the titles' drawn biases")
     queries: Annotated[int, Field(ge=1, description="queries of a pass")] = 400
     rounds: Annotated[int, Field(ge=1, description="timed passes of every setting, in turns")] = 5
