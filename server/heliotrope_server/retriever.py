@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from heliotrope_indexer.ann_index import head_rows, index_rows
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.neighbours import Suggestions
+from heliotrope_server.selection import best_of_each, best_places
 
 TRENDING = 512
 MAX_CANDIDATES = 4096
-_HEAP_UP_TO = 128
-"""FAISS's heaps find the best 10 of 1,000 in 1 us, argpartition in 9; of the best 1,000 it is the other way round."""
 WIDENING = 4
 """How many times as many candidates a question gets whose first answer is not certified."""
 
@@ -328,7 +327,7 @@ class FaissRetriever:
         self._faiss.fvec_inner_products_by_idx(
             pointer(scores), pointer(matrix), self._vectors_pointer, pointer(rows), self._dimension, *rows.shape
         )
-        scores += self._bias[rows]
+        scores += self._bias.take(rows)
         if lacking:
             last_base = np.where(missing, np.inf, scores).min(axis=1)
             scores[missing] = -np.inf
@@ -349,7 +348,7 @@ class FaissRetriever:
     ) -> list[Ranking]:
         """The rankings of m queries from the scores and rows (m, c) of their candidates."""
         wanted = max(query.wanted for query in queries)
-        best_scores, best_rows = _top(self._faiss, scores, rows, min(wanted, scores.shape[1]))
+        best_scores, best_rows = best_of_each(self._faiss, scores, rows, min(wanted, scores.shape[1]))
         rankings = []
         for place, query in enumerate(queries):
             missed = unmet[place]
@@ -434,39 +433,6 @@ class FaissRetriever:
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64] | None, count: int) -> Ranking:
     """The best `count` of one query; `rows` None: scores are by row. -inf is left out; ties go to the first."""
-    best = _best_places(scores, min(count, len(scores)))
+    best = best_places(scores, min(count, len(scores)))
     best = best[scores[best] > -np.inf]
     return Ranking(best if rows is None else rows[best], scores[best], True)
-
-
-def _best_places(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Places of the best `count` of scores (n,), best first; ties go to the first."""
-    n = len(scores)
-    best = scores.argpartition(n - count)[n - count :] if 0 < count < n else np.arange(min(n, count))
-    return best[np.lexsort((best, -scores[best]))]
-
-
-def _top(
-    faiss: Any, scores: NDArray[np.float32], rows: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The best `count` of each query's scores (m, n), best first, and their rows, both (m, count).
-
-    Where a query has fewer above -inf, the rest of its scores are -inf.
-    """
-    m, n = scores.shape
-    if m == 1 or count > _HEAP_UP_TO:
-        # One query at a time with the plainest calls: NumPy's functions along an axis cost 20 us each.
-        places = np.empty((m, count), dtype=np.int64)
-        for row_scores, own in zip(scores, places, strict=True):
-            own[:] = _best_places(row_scores, count)
-        if m == 1:
-            return scores[0][places[0]][None], rows[0][places[0]][None]
-        every = np.arange(m)[:, None]
-        return scores[every, places], rows[every, places]
-    heaps = faiss.ResultHeap(m, count, keep_max=True)
-    heaps.heaps.addn(n, faiss.swig_ptr(scores), 0, 0, m)
-    heaps.finalize()
-    empty = heaps.I < 0
-    if empty.any():
-        heaps.I[empty], heaps.D[empty] = 0, -np.inf
-    return heaps.D, rows[np.arange(m)[:, None], heaps.I]

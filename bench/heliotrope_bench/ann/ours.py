@@ -19,7 +19,7 @@ OURS = "heliotrope"
 SERVED = "as served"
 """The setting that the build chose."""
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
-CANDIDATES = (32, 64, 128, 256, 512)
+CANDIDATES = (32, 128, 512)
 HEADS = (256, 512, 1_024, 2_048, 4_096)
 _NONE_EXCLUDED = np.empty(0, dtype=np.int64)
 
