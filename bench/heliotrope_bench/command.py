@@ -34,6 +34,12 @@ COMMANDS = {
     "encode": Command(
         "encode", "EncodeOptions", "texts per second of the encoder, beside bare ONNX Runtime on the same batches"
     ),
+    "ann": Command(
+        "ann.grid",
+        "AnnOptions",
+        "recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine",
+    ),
+    "growth": Command("ann.growth", "GrowthOptions", "what a request costs from 10,000 to a million items"),
     "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
     "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
     "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),
@@ -41,6 +47,13 @@ COMMANDS = {
         "learning",
         "LearningOptions",
         "what online learning gains with simulated users, and what an attack on it can do",
+    ),
+    "rebuild": Command("rebuild", "RebuildOptions", "time, CPU and memory of the rebuild job, stage by stage"),
+    "gpu": Command(
+        "gpu", "GpuOptions", "a GPU beside the CPU, searching and encoding: is it right, and how fast is it"
+    ),
+    "report": Command(
+        "page", "PageOptions", "one HTML page with plots of all raw results in a folder, and which bounds hold"
     ),
 }
 
@@ -50,7 +63,7 @@ USAGE = f"""usage: heliotrope bench COMMAND [OPTIONS]
 commands:
 {chr(10).join(f"  {name:{_WIDTH}}{command.says}" for name, command in COMMANDS.items())}
 
-`quality` takes --results FOLDER for the raw results, the others but `quality-report` --out FILE.json.
+`quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
 
 

@@ -15,7 +15,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-VERSIONED = ("heliotrope", "grpcio", "protobuf", "numpy", "faiss-cpu", "faiss-gpu", "onnxruntime", "implicit")
+VERSIONED = (
+    *("heliotrope", "grpcio", "protobuf", "numpy", "implicit"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "onnxruntime", "onnxruntime-gpu"),
+    *("hnswlib", "usearch", "voyager", "scann", "scalable-vs", "qdrant-edge-py"),
+)
 
 Row = Mapping[str, Any]
 

@@ -44,18 +44,27 @@ def titles(count: int | None = None, folder: Path | None = None) -> list[str]:
     return texts
 
 
-def titles_store(work: Path, model: Path, count: int, dimension: int, *, folder: Path | None = None) -> Path:
+def titles_store(
+    work: Path,
+    model: Path,
+    count: int,
+    dimension: int,
+    *,
+    bias_spread: float = BIAS_SPREAD,
+    folder: Path | None = None,
+) -> Path:
     """A store with one snapshot of the first `count` texts, made on first use.
 
     Vectors are the `dimension` principal components of the features of the texts; biases are normal. Embeddings are
     kept in `work`, so that a run that was stopped goes on where it was.
     """
-    store = work / "titles" / f"{count}x{dimension}"
+    kind = "" if bias_spread == BIAS_SPREAD else f"-bias{bias_spread:g}"
+    store = work / "titles" / f"{count}x{dimension}{kind}"
     if (store / "CURRENT").is_file():
         return store
     texts = titles(count, folder)
     vectors = principal_components(features_of(texts, model, work / "embeddings"), dimension)
-    bias = np.random.default_rng(1).normal(scale=BIAS_SPREAD, size=count).astype(np.float32)
+    bias = np.random.default_rng(1).normal(scale=bias_spread, size=count).astype(np.float32)
     return write_store(store, texts, vectors, bias)
 
 

@@ -46,9 +46,18 @@ class SearchParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nprobe: Annotated[int, Field(ge=1)]
+    nprobe: Annotated[int, Field(ge=0)]
+    """Lists of the index that are searched; 0: the head alone is scored, which no build chooses."""
     candidates: Annotated[int, Field(ge=1)]
     """How many hits of the index to re-score exactly on the mapped float32 vectors."""
+    head: Annotated[int, Field(ge=0)] = 0
+    """Rows of the largest bias that are scored for every query; the index holds the others."""
+
+    @model_validator(mode="after")
+    def _searches(self) -> Self:
+        if not self.nprobe and not self.head:
+            raise ValueError("nprobe 0 without a head searches nothing")
+        return self
 
 
 class YoungItems(BaseModel):

@@ -81,8 +81,10 @@ class Answerer:
         *,
         rules: ListRules = NO_RULES,
         freshness: Freshness | None = None,
+        make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         """`rules` hold for questions that bring none; `freshness` None: new items get no boost."""
+        self._make_retriever = make_retriever
         self.rules = rules
         self._freshness = freshness
         self._shapes = freshness is not None or rules.active
@@ -99,7 +101,7 @@ class Answerer:
     def serve(self, catalogue: LiveCatalogue) -> None:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
-        self._retriever: Retriever = make_retriever(catalogue)
+        self._retriever = self._make_retriever(catalogue)
         # The exact retriever adds the boosts of all items to every score anyway.
         self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
         self._lists = ListMaker(catalogue)

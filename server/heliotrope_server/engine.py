@@ -34,6 +34,7 @@ from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
 from heliotrope_server.residuals import Residuals
+from heliotrope_server.retriever import Retriever, make_retriever
 from heliotrope_server.segments import MAX_SEGMENTS
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
@@ -77,6 +78,7 @@ class Engine:
         *,
         wall_clock: Callable[[], float] = time.time,
         log_factory: Callable[[Path], RecordLog] = RecordLog,
+        make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         self.catalogue = catalogue
         self.settings = settings
@@ -109,6 +111,7 @@ class Engine:
             wall_clock,
             rules=settings.list_rules,
             freshness=freshness,
+            make_retriever=make_retriever,
         )
         self._batcher = MicroBatcher[Question, Answer](
             self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests

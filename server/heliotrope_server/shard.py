@@ -38,6 +38,7 @@ from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
+from heliotrope_server.gpu_retriever import SearchDevice
 from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.learning.online import OnlineLearning
@@ -108,6 +109,8 @@ class Shard:
         lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
         # The supervisor has verified the hashes of this version before it started any shard.
         catalogue = LiveCatalogue(store.open(verify=False))
+        device = SearchDevice(server.device, server.device_index)
+        device.prepare(catalogue)
         engine = Engine(
             folder,
             server.data / "catalogue",
@@ -115,11 +118,12 @@ class Shard:
             Embedder(encoder),
             settings.layout.clock(settings.index),
             server.engine,
+            make_retriever=device.make_retriever,
         )
         check_model(catalogue.snapshot, engine)
         catalogue_log = RecordLog(server.data / "catalogue") if settings.index == 0 else None
         await engine.start(partial(learn_old_maps, store))
-        activation = Activation(engine, store)
+        activation = Activation(engine, store, device.prepare)
         peers = Peers(settings.index, settings.sockets)
         engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()

@@ -14,6 +14,7 @@ from pathlib import Path
 from heliotrope_export import TextEncoder, check_single_runtime
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import learn_old_maps
+from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
 from heliotrope_server.layout import lock_data, open_layout
 from heliotrope_server.settings import ServerSettings
@@ -70,6 +71,10 @@ class Supervisor:
         if settings.model is not None:
             # Verifies the hashes, so that a damaged model ends the start and not the first request.
             TextEncoder.open(settings.model)
+        if settings.device == "cuda":
+            problem = device_problem()
+            if problem is not None:
+                raise StartError(f"--device cuda: {problem}; start with --device auto or cpu")
         layout = open_layout(settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store))
         sockets = [runtime / f"shard-{index}.sock" for index in range(settings.shards)]
         shown_host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host

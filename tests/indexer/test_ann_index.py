@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer import ann_index
-from heliotrope_indexer.ann_index import build_index, exact_top, index_rows, search_top, served_queries
+from heliotrope_indexer.ann_index import build_index, exact_top, head_rows, index_rows, search_top, served_queries
 from heliotrope_indexer.errors import IndexQualityError
 
 
@@ -49,7 +49,9 @@ def test_the_index_keeps_its_recall_on_fresh_queries() -> None:
     fresh = served_queries(vectors, matrices, prior, (1.0, 1.0), count=60, seed=9)
     rows, asked = index_rows(vectors, bias), index_rows(fresh, np.ones(60, np.float32))
     truth, _ = exact_top(rows, asked, 100)
-    found = [search_top(measured.index, rows, query, 100, measured.search) for query in asked]
+    ids = head_rows(bias, measured.search.head)
+    head = ids, rows[ids]
+    found = [search_top(measured.index, rows, head, query, 100, measured.search) for query in asked]
     recall = np.mean([np.isin(one, other).mean() for one, other in zip(found, truth, strict=True)])
     assert recall >= 0.93
 
@@ -68,3 +70,22 @@ def test_served_queries_are_what_the_formula_makes_of_one_event() -> None:
     assert queries.shape == (30, 4)
     assert np.isfinite(queries).all()
     assert (queries.sum(axis=1) < 1.0).all()
+
+
+def test_a_head_is_tried_where_biases_decide_and_the_index_holds_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, bias = some_vectors()
+    asked = index_rows(vectors[:50], np.ones(50, np.float32))
+    assert not ann_index._pays(0 * bias, 500, exact_top(index_rows(vectors, 0 * bias), asked, 10)[0])
+    truth = exact_top(index_rows(vectors, 10 * bias), asked, 10)[0]
+    assert ann_index._pays(10 * bias, 500, truth)
+    assert not ann_index._pays(10 * bias, 2_000, truth)  # a third of the catalogue
+    monkeypatch.setattr(ann_index, "_HEADS", (500,))
+    measured = build_index(vectors, 10 * bias, vectors[:50], threads=1)
+    assert measured.search.head in (0, 500)
+    assert measured.index.ntotal == len(vectors) - measured.search.head
+    assert measured.recall_at_10 >= 0.97
+
+
+def test_the_head_is_the_rows_of_the_largest_bias_and_ties_go_to_the_first() -> None:
+    assert head_rows(np.array([1.0, 3.0, 2.0, 3.0], np.float32), 3).tolist() == [1, 3, 2]
+    assert len(head_rows(np.ones(4, np.float32), 0)) == 0

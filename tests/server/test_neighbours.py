@@ -91,9 +91,9 @@ async def test_an_undo_takes_back_what_its_item_said(tmp_path):
         assert "u" not in engine.answerer._suggested._kept
 
 
-@pytest.mark.parametrize("with_index", [False, True])
-def test_every_retriever_finds_what_is_suggested_however_far_it_was(tmp_path, with_index):
-    served = worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, with_index=with_index)
+@pytest.mark.parametrize("indexed", [{}, {"with_index": True}, {"with_index": True, "head": 100}])
+def test_every_retriever_finds_what_is_suggested_however_far_it_was(tmp_path, indexed):
+    served = worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, **indexed)
     rng = np.random.default_rng(0)
     counts = np.zeros(served.size)
     counts[rng.choice(served.size, 40, replace=False)] = rng.exponential(20.0, 40)

@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.ann_index import head_rows
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
@@ -19,6 +20,7 @@ from heliotrope_server.engine import Engine
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.record_log import RecordLog
+from heliotrope_server.retriever import Retriever, make_retriever
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
@@ -35,6 +37,7 @@ def publish(
     dimension: int = 16,
     seed: int = 0,
     with_index: bool = False,
+    head: int = 0,
     intercept: float = -1.5,
     live_popularity_weight: float = 0.3,
     first_item: int = 0,
@@ -61,8 +64,9 @@ def publish(
         padded[:, :dimension], padded[:, dimension] = vectors, bias
         index = faiss.index_factory(padded.shape[1], "IVF16,Flat", faiss.METRIC_INNER_PRODUCT)
         index.train(padded)
-        index.add(padded)
-        search = SearchParameters(nprobe=12, candidates=64)
+        inside = np.setdiff1d(np.arange(items), head_rows(bias, head))
+        index.add_with_ids(padded[inside], inside)
+        search = SearchParameters(nprobe=12, candidates=64, head=head)
     parameters = Parameters(
         half_lives_s=half_lives_s,
         kappas=tuple(0.5 + horizon for horizon in range(horizons)),
@@ -120,6 +124,7 @@ async def engine(
     *,
     wall_clock: Callable[[], float] = time.time,
     log_factory: Callable[[Path], RecordLog] = RecordLog,
+    make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     crash: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
@@ -134,6 +139,7 @@ async def engine(
         EngineSettings(**settings),
         wall_clock=wall_clock,
         log_factory=log_factory,
+        make_retriever=make_retriever,
     )
     await subject.start()
     try:

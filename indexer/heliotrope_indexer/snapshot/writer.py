@@ -100,8 +100,10 @@ def write_snapshot(
     tables |= dict(zip(ID_FILES, hash_table(item.item_id for item in items), strict=True))
     if (index is None) != (parameters.search is None):
         raise SnapshotFormatError("an index and its search parameters come together: one of the two is missing")
-    if index is not None and (index.ntotal != n or index.d < d + 1):
-        raise SnapshotFormatError(f"the index holds ({index.ntotal}, {index.d}); expected ({n}, >= {d + 1})")
+    if index is not None and parameters.search is not None:
+        inside = n - parameters.search.head
+        if index.ntotal != inside or index.d < d + 1:
+            raise SnapshotFormatError(f"the index holds ({index.ntotal}, {index.d}); expected ({inside}, >= {d + 1})")
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (*arrays.items(), *tables.items()):
