@@ -92,7 +92,7 @@ def run(options: AnnOptions, arguments: Sequence[str], console: Console) -> None
         options.out,
         command=["bench", "ann", *arguments],
         settings={**options.model_dump(mode="json"), "k": K, "snapshot": snapshot.manifest.quality}
-        | {"search": snapshot.parameters.search, "rows": list(rows.shape)},
+        | {"search": snapshot.parameters.model_dump(mode="json")["search"], "rows": list(rows.shape)},
         results=[*results, *absent],
     )
     served = [row for row in results if row["setting"] == SERVED]
