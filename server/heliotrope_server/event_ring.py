@@ -113,9 +113,14 @@ class EventRing(Mapping[str, UserEvent]):
         return self._place(raw, _hash(raw))
 
     def event(self, place: int) -> UserEvent:
+        item_id, kind, value, time_us = self.gist(place)
+        return UserEvent(self.user_id, self._raw_id(place).decode(), kind, item_id, value, time_us)
+
+    def gist(self, place: int) -> tuple[str, int, float, int]:
+        """Item id, kind, value and time in us of an event; its own id takes a walk over those before it."""
         value, time_us, kind = _RECORD.unpack_from(self._records, place * _RECORD.size)
         (number,) = _NUMBER.unpack_from(self._items, place * _NUMBER.size)
-        return UserEvent(self.user_id, self._raw_id(place).decode(), kind & ~COUNTS, item_id_of(number), value, time_us)
+        return item_id_of(number), kind & ~COUNTS, value, time_us
 
     def pop(self, event_id: str) -> tuple[UserEvent, bool] | None:
         """Takes an event out: with whether it counted; None if it is not here."""
@@ -150,7 +155,7 @@ class EventRing(Mapping[str, UserEvent]):
 
     def item_ids(self) -> set[str]:
         """The ids of all items with an event."""
-        return {item_id_of(number) for (number,) in set(_NUMBER.iter_unpack(bytes(self._items)))}
+        return set(map(item_id_of, set(np.frombuffer(bytes(self._items), dtype="<i4").tolist())))
 
     def newest_us(self) -> int:
         """The time of the newest event in microseconds; 0 without events."""

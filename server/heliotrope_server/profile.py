@@ -299,7 +299,8 @@ class Profile:
         """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
         key = (*catalogue_version, self.lsn)
         if key != self._seen_key:
-            ids = self.folded_items.keys() | self.events.item_ids()
+            ids = self.events.item_ids()
+            ids.update(self.folded_items)
             rows = [row for row in map(row_of, ids) if row is not None]
             self._seen_rows = np.array(rows, dtype=np.int64)
             self._seen_key = key
@@ -318,11 +319,11 @@ class Profile:
         return min(1.0, folded / total) if total > 0.0 else 0.0
 
     def _add(self, total: InterestSums, place: int, space: ItemSpace) -> None:
-        event = self.events.event(place)
-        vector = space.vector(event.item_id)
-        gain = space.gains.one(event.kind, event.value)
+        item_id, kind, value, time_us = self.events.gist(place)
+        vector = space.vector(item_id)
+        gain = space.gains.one(kind, value)
         if vector is not None and gain:
-            total.add(gain, vector, event.time_s, space.parameters.half_lives_s)
+            total.add(gain, vector, time_us / 1e6, space.parameters.half_lives_s)
 
     def _undo(self, undo: UserEvent) -> tuple[Applied, UserEvent | None]:
         target_id = undo.undone_event_id

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,24 @@ def test_a_profile_that_was_stored_in_format_1_comes_back_the_same(space):
             blob = encode_profile(profile)
     finally:
         space.version = version
+
+
+def test_a_profile_at_rest_with_twenty_events_takes_at_most_2_kib(space):
+    profiles = {}
+    tracemalloc.start()
+    try:
+        for user in range(200):
+            profile = profiles[f"user-{user:06}"] = Profile(f"user-{user:06}", space)
+            for number in range(20):
+                event_id, item_id = f"history-{20 * user + number:08}", f"i{number}"
+                profile.apply(UserEvent(profile.user_id, event_id, EventKind.CLICK, item_id, 1.0, 10**15 + number))
+                profile.count(profile.events[event_id])
+            profile.settle(space)
+            profile.rest()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / len(profiles) <= 2048
 
 
 def test_a_profile_of_a_newer_format_is_refused(space):

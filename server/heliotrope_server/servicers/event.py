@@ -86,6 +86,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     async def _record(self, messages: Sequence[pb.Event], history_import: bool) -> pb.RecordEventsResponse:
         """Records the events of this shard."""
         engine = self._engine
+        known = engine.catalogue.rows
         admit = Admission(engine.now_s(), engine.settings.event_window_s, history_import).admit
         admitted: list[UserEvent] = []
         refused: dict[int, RequestError] = {}
@@ -101,7 +102,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                     None if time is None else time.seconds + time.nanos * 1e-9,
                     message.undone_event_id,
                 )
-                if event.item_id and not engine.knows_item(event.item_id):
+                if event.item_id and event.item_id not in known:
                     raise ItemNotFoundError(
                         "ITEM_NOT_FOUND", f"the catalogue has no item {event.item_id[:64]!r}", item_id=event.item_id
                     )
