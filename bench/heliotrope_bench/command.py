@@ -1,6 +1,6 @@
 """Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and
-`learning` (what feedback gains, and what fake feedback can do)."""
+`train` (time of the training job), `start` (time to the first answer), `memory` (bytes of an item and a user),
+`learning` (what feedback gains, and what fake feedback can do) and `peers` (other vector engines on the same data)."""
 
 import sys
 from typing import TypeVar
@@ -25,6 +25,7 @@ commands:
   start           seconds from the start of a server to its first answer
   memory          bytes of an item and of a user, in memory and on disk
   learning        what online learning gains with simulated users, and what an attack on it can do
+  peers           whole requests beside pgvector, Chroma, Milvus Lite, Qdrant's engine, zvec and LanceDB
 
 `quality` takes --results FOLDER for the raw results, the others but `quality-report` --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
@@ -70,10 +71,14 @@ def main(arguments: list[str]) -> int:
             from heliotrope_bench import learning
 
             learning.run(parse(learning.LearningOptions, rest), rest, console)
+        elif command == "peers":
+            from heliotrope_bench.peers import command as peers
+
+            peers.run(parse(peers.PeersOptions, rest), rest, console)
         else:
             print(
                 f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, train, start, "
-                "memory or learning",
+                "memory, learning or peers",
                 file=sys.stderr,
             )
             return 2
