@@ -78,25 +78,22 @@ class Population:
 
     def record_calls(self, *, number: int, events_per_call: int, salt: str) -> list[PreparedCall]:
         """RecordEvents of new events that happen now; `salt` makes their ids new. The unit is an event."""
-        events = self.clicks(number * events_per_call, salt)
+        generator = np.random.default_rng(self.seed + 3)
+        items = self._draw(number * events_per_call, generator)
+        chosen = generator.integers(self.users, size=len(items))
+        users = self.user_ids()
         calls = []
-        for start in range(0, len(events), events_per_call):
+        for start in range(0, len(items), events_per_call):
             request = RecordEventsRequest(
-                events=[event.to_proto() for event in events[start : start + events_per_call]]
+                events=[
+                    Event(
+                        users[chosen[place]], self.item_ids[items[place]], "click", event_id=f"{salt}-{place}"
+                    ).to_proto()
+                    for place in range(start, start + events_per_call)
+                ]
             )
             calls.append(PreparedCall(RECORD_EVENTS, request.SerializeToString(), events_per_call))
         return calls
-
-    def clicks(self, number: int, salt: str) -> list[Event]:
-        """New events that happen now; `salt` makes their ids new."""
-        generator = np.random.default_rng(self.seed + 3)
-        items = self._draw(number, generator)
-        chosen = generator.integers(self.users, size=len(items))
-        users = self.user_ids()
-        return [
-            Event(users[user], self.item_ids[item], "click", event_id=f"{salt}-{place}")
-            for place, (user, item) in enumerate(zip(chosen.tolist(), items.tolist(), strict=True))
-        ]
 
     def _draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         ranks = np.random.default_rng(self.seed).permutation(len(self.item_ids))

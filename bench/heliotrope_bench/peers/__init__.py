@@ -8,6 +8,7 @@ server_process.py      a peer's server as a pinned process group
 host.py                the process that holds one of them
 closed_loop.py         callers, and what streams in meanwhile
 catalogue.py           what they hold and are asked
+readers.py             the users
 truth.py               recall
 contest.py             loading, tuning, rounds in turns
 command.py             the command and its table

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_bench.errors import DatasetError
-from heliotrope_bench.load_data import Population
-from heliotrope_bench.peers.heliotrope_server import OurData, item_id, row_of
+from heliotrope_bench.peers.heliotrope_server import OurData, row_of
 from heliotrope_bench.peers.peer import NewItem
+from heliotrope_bench.peers.readers import Readers
 from heliotrope_bench.recall import SnapshotArrays
 from heliotrope_bench.text_features import measured_features
 from heliotrope_bench.titles import titles, titles_store
@@ -31,6 +31,7 @@ class Catalogue:
     """What the index of the snapshot took, on two threads; None where there are so few items that it has none."""
     rows: NDArray[np.float32]
     new_items: Sequence[NewItem]
+    readers: Readers
     seen: dict[str, set[int]]
 
     @property
@@ -56,17 +57,19 @@ class Catalogue:
         if texts:
             arriving = _text_vectors(texts, store / version, model, work / "embeddings")
             rows = np.vstack([rows, np.hstack([arriving, np.zeros((len(texts), 1), np.float32)])])
-        population = Population([item_id(row) for row in range(items)], users, seed=0)
-        seen: dict[str, set[int]] = {user_id: set() for user_id in population.user_ids()}
-        for event in population.history(events_per_user):
+        readers = Readers(arrays.vectors, users)
+        past = readers.past(events_per_user)
+        seen: dict[str, set[int]] = {user_id: set() for user_id in readers.user_ids}
+        for event in past:
             seen[event.user_id].add(row_of(event.item_id))
         return cls(
-            OurData(store, model, population, events_per_user),
+            OurData(store, model, past),
             version,
             arrays,
             arrays.quality.get("build_s"),
             np.ascontiguousarray(rows, np.float32),
             [NewItem(items + place, rows[items + place], text) for place, text in enumerate(texts)],
+            readers,
             seen,
         )
 

@@ -1,5 +1,7 @@
 """The entrants, each loaded and set to the same recall, and the rounds in which they are measured in turns."""
 
+import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,9 +15,9 @@ from rich.console import Console
 
 from heliotrope_bench.errors import PeerError
 from heliotrope_bench.peers.catalogue import Catalogue
-from heliotrope_bench.peers.closed_loop import NewEvent, Plan, Stream
+from heliotrope_bench.peers.closed_loop import Plan, Stream
 from heliotrope_bench.peers.heliotrope_engine import HeliotropeEngine
-from heliotrope_bench.peers.heliotrope_server import HeliotropeServer, row_of
+from heliotrope_bench.peers.heliotrope_server import HeliotropeServer
 from heliotrope_bench.peers.host import Host
 from heliotrope_bench.peers.peer import Peer, Question, Search, Site
 from heliotrope_bench.peers.truth import Recall, our_scores, peer_scores, query_vectors, recall
@@ -77,17 +79,20 @@ class Contest:
         self._folder = folder
         self._console = console
         self._exits = ExitStack()
-        self._users = sorted(catalogue.seen)
+        self._users = catalogue.readers.user_ids
         self._questions: list[Question] = []
         # In a file, so that the processes need not hold what they only read once.
         self._vectors = folder / "rows.npy"
         np.save(self._vectors, catalogue.rows[: catalogue.base])
 
     def __enter__(self) -> "Contest":
+        # Told to end, it must end the others too: those that stand still would do so for ever.
+        self._on_term = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._exits.close()
+        signal.signal(signal.SIGTERM, self._on_term)
 
     def enter_ours(self) -> None:
         """Heliotrope's server first: what a user asks the peers is the interest vector that it has of the user."""
@@ -151,11 +156,11 @@ class Contest:
         if scenario == STEADY:
             return Plan(terms.callers, terms.warm_up_s, terms.duration_s)
         number = int(terms.events_per_s * terms.length_s)
-        clicks = self._catalogue.ours.population.clicks(number, f"{entrant.kind.name}-{entrant.recorded}")
+        clicks = self._catalogue.readers.clicks(number, f"{entrant.kind.name}-{entrant.recorded}")
         entrant.recorded += number
         until = entrant.upserted + int(terms.items_per_s * terms.length_s)
         stream = Stream(
-            [NewEvent(click.user_id, row_of(click.item_id), click.event_id) for click in clicks],
+            clicks,
             terms.events_per_s,
             self._catalogue.new_items[entrant.upserted : until],
             terms.items_per_s,

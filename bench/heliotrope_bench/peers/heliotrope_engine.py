@@ -42,9 +42,8 @@ class HeliotropeEngine(Peer):
         data = self._data
         self._engine = await started_engine(data.snapshots, site.folder, EngineSettings(), Embedder(encoder))
         self._log = RecordLog(site.folder / "catalogue")
-        events = list(data.population.history(data.events_per_user))
-        for start in range(0, len(events), _BATCH):
-            await self._record(events[start : start + _BATCH])
+        for start in range(0, len(data.past), _BATCH):
+            await self._record(data.past[start : start + _BATCH])
 
     def prepare(self, question: Asked, search: Search) -> Question:
         return Question(question.user_id, COUNT)

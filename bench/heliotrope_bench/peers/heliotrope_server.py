@@ -17,7 +17,7 @@ from heliotrope.v1.event_pb2 import EVENT_OUTCOME_REJECTED, RecordEventsRequest,
 from heliotrope.v1.recommendation_pb2 import RecommendRequest, RecommendResponse
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.job import Server
-from heliotrope_bench.load_data import RECOMMEND, RECORD_EVENTS, Population, record
+from heliotrope_bench.load_data import RECOMMEND, RECORD_EVENTS, record
 from heliotrope_bench.peers.peer import COUNT, Found, NewItem, Peer, Question, Search, Site
 from heliotrope_bench.recall import SnapshotArrays, live_counts
 
@@ -30,8 +30,7 @@ class OurData:
 
     snapshots: Path
     model: Path | None
-    population: Population
-    events_per_user: int
+    past: Sequence[Event]
 
 
 class Interests(NamedTuple):
@@ -62,7 +61,7 @@ class HeliotropeServer(Peer):
         server = Server(flags, log=site.folder / "serve.log", cpus=site.server_cpus)
         self._server = self._exits.enter_context(server)
         with Client(server.address, timeout_s=CALL_TIMEOUT_S) as client:
-            record(client, list(data.population.history(data.events_per_user)))
+            record(client, data.past)
         self._client = AsyncClient(server.address, timeout_s=CALL_TIMEOUT_S)
         self._channel = grpc.aio.insecure_channel(server.address)
         self._recommend: Any = self._channel.unary_unary(RECOMMEND, response_deserializer=RecommendResponse.FromString)
