@@ -153,9 +153,12 @@ def _serve(pipe: Connection, make: Callable[[], Peer], site: Site, cpus: Sequenc
                 try:
                     failure, result = "", getattr(worker, method)(*arguments)
                 except Exception as error:
-                    failure, result = f"{type(error).__name__}: {error}", None
+                    kind = "" if isinstance(error, PeerError) else f"{type(error).__name__}: "
+                    failure, result = f"{kind}{error}", None
                 pipe.send((failure, result))
-        except EOFError:
+        except (EOFError, ConnectionError):
+            pass  # The parent has closed its side, or is gone.
+        finally:
             worker.close()
 
 
