@@ -1,7 +1,8 @@
-"""Users with tastes: each takes items near a few that were drawn for them, and now and then anything.
+"""Users with a taste: each takes items near one that was drawn for them, and now and then anything.
 
-Without tastes all users would ask nearly the same: the mean of items of all kinds is short, the biases decide, and any
-graph finds ten items with large biases.
+Without one all users would ask nearly the same: the mean of items of all kinds is short, the biases decide, and any graph
+finds ten items with large biases. As it is two users' lists share 0.19 of their items (30,000 texts); with two tastes and
+a quarter of strays it would be 0.46.
 """
 
 import time
@@ -15,10 +16,9 @@ from heliotrope_bench.load_data import PAST_S, TYPES
 from heliotrope_bench.peers.closed_loop import NewEvent
 from heliotrope_bench.peers.heliotrope_server import item_id
 
-TASTES = 2
-NEAR = 100
-"""Items of each taste."""
-STRAY = 0.25
+NEAR = 50
+"""Items of a taste."""
+STRAY = 0.1
 """Share of the events on any item of the catalogue."""
 
 
@@ -31,11 +31,9 @@ class Readers:
         self.user_ids = [f"u{number}" for number in range(users)]
         generator = np.random.default_rng(seed)
         near = min(NEAR, self._items)
-        self._pools = np.empty((users, TASTES * near), np.int64)
-        for pool in self._pools:
-            seeds = generator.integers(self._items, size=TASTES)
-            products = vectors @ vectors[seeds].T
-            pool[:] = np.argpartition(-products, near - 1, axis=0)[:near].ravel()
+        self._pools = np.empty((users, near), np.int64)
+        for pool, centre in zip(self._pools, generator.integers(self._items, size=users), strict=True):
+            pool[:] = np.argpartition(-(vectors @ vectors[centre]), near - 1)[:near]
 
     def past(self, events_per_user: int) -> list[Event]:
         """So many events of each user, spread over the last days."""
