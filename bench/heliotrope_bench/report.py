@@ -15,7 +15,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-VERSIONED = ("heliotrope", "grpcio", "protobuf", "numpy", "faiss-cpu", "faiss-gpu", "onnxruntime", "implicit")
+VERSIONED = (
+    *("heliotrope", "grpcio", "protobuf", "numpy", "faiss-cpu", "faiss-gpu", "onnxruntime", "implicit"),
+    *("qdrant-edge-py", "pgserver", "asyncpg", "chromadb", "milvus-lite", "pymilvus", "zvec", "lancedb"),
+)
 
 Row = Mapping[str, Any]
 

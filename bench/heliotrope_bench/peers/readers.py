@@ -1,8 +1,8 @@
 """Users with a taste: each takes items near one that was drawn for them, and now and then anything.
 
-Without one all users would ask nearly the same: the mean of items of all kinds is short, the biases decide, and any graph
-finds ten items with large biases. As it is two users' lists share 0.19 of their items (30,000 texts); with two tastes and
-a quarter of strays it would be 0.46.
+Without one all users would ask nearly the same: the mean of items of all kinds is short, the biases decide, and any
+graph finds ten items with large biases. As it is, the lists of two users share 0.19 of their items (30,000 texts); with
+two tastes each, and a quarter of strays, it would be 0.46.
 """
 
 import time
