@@ -123,12 +123,13 @@ def run(options: PeersOptions, arguments: Sequence[str], console: Console) -> No
 
 
 def rows_of(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
-    """A row for each entrant and scenario, ours first; one that is absent has one row that says why."""
+    """A row for each entrant and scenario, ours first; for one that fell out, those that it finished and one that says
+    why."""
     server, engine = (next(one for one in entrants if one.kind is kind) for kind in OURS)
     rows = []
     for scenario in (STEADY, STREAMING):
         for entrant in entrants:
-            if not entrant.absent:
+            if scenario in entrant.recalls:
                 rows.append(_row(entrant, scenario, server, engine))
     rows += [{"peer": one.kind.name, "kind": one.kind.kind, "search": one.absent} for one in entrants if one.absent]
     return rows

@@ -24,6 +24,8 @@ from heliotrope_bench.peers.truth import Recall, our_scores, peer_scores, query_
 
 TUNED_ON = 100
 """Users by whose questions the search of a peer is chosen."""
+GRACE_S = 30.0
+"""A round that takes so much longer than it should is stuck."""
 STEADY, STREAMING = "steady", "streaming"
 
 OURS = (HeliotropeServer, HeliotropeEngine)
@@ -137,7 +139,7 @@ class Contest:
 
     def _round(self, scenario: str, entrant: Entrant, host: Host) -> None:
         plan = self._plan(entrant, scenario)
-        figures, tally = host.call("measure", plan)
+        figures, tally = host.call("measure", plan, timeout_s=self._terms.length_s + GRACE_S)
         entrant.upserted += tally.upserted
         for place in tally.recorded if entrant.ours else ():
             event = plan.stream.events[place]

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from inspect import isawaitable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,7 +20,8 @@ from heliotrope_bench.peers import closed_loop
 from heliotrope_bench.peers.closed_loop import Plan, Tally
 from heliotrope_bench.peers.peer import Peer, Question, Search, Site
 
-STOP_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 3_600.0
+STOP_TIMEOUT_S = 30.0
 SWITCH_INTERVAL_S = 0.0005
 """As in our server: with Python's 5 ms a caller in a thread would mostly wait for the interpreter."""
 
@@ -39,10 +41,13 @@ class Host:
         theirs.close()
         self._closed = False
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """What `Worker.method(*arguments)` returns."""
+    def call(self, method: str, *arguments: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """What `Worker.method(*arguments)` returns. After `timeout_s` the peer is taken for stuck, and no call may
+        follow."""
         try:
             self._pipe.send((method, arguments))
+            if not self._pipe.poll(timeout_s):
+                raise PeerError(f"it was stuck in {method}: no answer in {timeout_s:,.0f} s")
             failure, result = self._pipe.recv()
         except (EOFError, BrokenPipeError) as error:
             raise PeerError(f"its process ended with exit code {self._process.exitcode} during {method}") from error
@@ -52,11 +57,13 @@ class Host:
 
     def pause(self) -> None:
         for process in self._tree():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
         for process in self._tree():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def close(self) -> None:
         """Stops the engine and the process; what does not stop in time is killed. Once is enough, more do no harm."""
@@ -69,14 +76,13 @@ class Host:
             self._pipe.close()
             self._process.join(STOP_TIMEOUT_S)
             for process in tree:
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.join()
         self._process.close()
 
     def _tree(self) -> list[psutil.Process]:
-        root = psutil.Process(self._process.pid)
-        return [root, *root.children(recursive=True)]
+        return _tree(self._process.pid)
 
 
 class Worker:
@@ -168,13 +174,24 @@ def _serve(pipe: Connection, make: Callable[[], Peer], site: Site, cpus: Sequenc
 
 def _memory_mib(pid: int) -> float:
     """Proportional set size of a process and its children: memory that they share counts once."""
-    process = psutil.Process(pid)
-    parts = [one.memory_full_info() for one in [process, *process.children(recursive=True)]]
-    return sum(float(getattr(part, "pss", part.rss)) for part in parts) / 2**20
+    size = 0.0
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            part = process.memory_full_info()
+            size += getattr(part, "pss", part.rss)
+    return size / 2**20
 
 
 def _cpu_s(pid: int, *, alone: bool = False) -> float:
     """CPU seconds that a process, and its children unless `alone`, have used."""
-    process = psutil.Process(pid)
-    tree = [process] if alone else [process, *process.children(recursive=True)]
-    return sum(float(sum(one.cpu_times()[:2])) for one in tree)
+    seconds = 0.0
+    for process in _tree(pid)[: 1 if alone else None]:
+        with suppress(psutil.NoSuchProcess):
+            seconds += sum(process.cpu_times()[:2])
+    return seconds
+
+
+def _tree(pid: int | None) -> list[psutil.Process]:
+    """A process, then all below it. PostgreSQL's come and go meanwhile, so any but the first may be gone."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
