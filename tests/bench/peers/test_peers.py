@@ -1,5 +1,6 @@
 """Every peer that is installed here, against exact scoring: one contract for all of them, each in its own process."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import pytest
 from heliotrope_bench.errors import PeerError
 from heliotrope_bench.peers import PEERS
 from heliotrope_bench.peers.host import Host
-from heliotrope_bench.peers.peer import NewItem, Peer, Question, Search, Site
+from heliotrope_bench.peers.peer import Found, NewItem, Peer, Question, Search, Site
 from heliotrope_bench.peers.truth import peer_scores, recall
 from tests.bench.peers.exact_peer import ExactAsyncPeer, ExactPeer
 
@@ -75,3 +76,21 @@ def test_a_failure_in_the_process_is_an_error_here(tmp_path: Path):
             host.call("load", tmp_path / "rows.npy")
         with pytest.raises(PeerError, match="no attribute 'dance'"):
             host.call("dance")
+
+
+class Stuck(ExactPeer):
+    """Never answers."""
+
+    def search(self, prepared) -> Found:
+        threading.Event().wait()
+        raise AssertionError
+
+
+def test_a_peer_that_hangs_is_an_error_and_can_be_closed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("heliotrope_bench.peers.host.STOP_TIMEOUT_S", 0.1)
+    np.save(tmp_path / "rows.npy", ROWS)
+    with closing(Host(Stuck, Site(tmp_path, None, 1), None)) as host:
+        host.call("load", tmp_path / "rows.npy")
+        host.call("prepare", QUESTIONS, Search(16, False))
+        with pytest.raises(PeerError, match="stuck in ask: no answer in 0 s"):
+            host.call("ask", timeout_s=0.2)
