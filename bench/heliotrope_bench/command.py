@@ -25,6 +25,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "load": Command("load", "LoadOptions", "rate, latency, errors and recall of a server under an open-loop load"),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
+    "peers": Command(
+        "peers.command",
+        "PeersOptions",
+        "whole requests beside pgvector, Chroma, Milvus Lite, Qdrant's engine, zvec and LanceDB",
+    ),
     "quality": Command(
         "quality", "QualityOptions", "replay of real data sets through the served system, beside other models"
     ),

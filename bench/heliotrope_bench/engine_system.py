@@ -26,26 +26,21 @@ from heliotrope_server.version_token import VersionClock
 def engine_system(data: Dataset, snapshots: Path, folder: Path, *, diversity: float = 0.0) -> Iterator["EngineSystem"]:
     """A started engine with a fresh data folder inside `folder`."""
     settings = EngineSettings(checkpoint_interval_s=86_400.0, diversity=diversity)
-    catalogue = LiveCatalogue(SnapshotStore(str(snapshots)).open())
     with asyncio.Runner() as runner:
-
-        async def made() -> Engine:
-            engine = Engine(
-                folder / "shard",
-                folder / "catalogue",
-                catalogue,
-                Embedder(None),
-                VersionClock("g-bench", 0, {}),
-                settings,
-            )
-            await engine.start()
-            return engine
-
-        engine = runner.run(made())
+        engine = runner.run(started_engine(snapshots, folder, settings, Embedder(None)))
         try:
             yield EngineSystem(data, engine, runner)
         finally:
             runner.run(engine.stop())
+
+
+async def started_engine(snapshots: Path, folder: Path, settings: EngineSettings, embedder: Embedder) -> Engine:
+    """An engine of the running loop, with its data inside `folder`; stop it with `Engine.stop`."""
+    catalogue = LiveCatalogue(SnapshotStore(str(snapshots)).open())
+    clock = VersionClock("g-bench", 0, {})
+    engine = Engine(folder / "shard", folder / "catalogue", catalogue, embedder, clock, settings)
+    await engine.start()
+    return engine
 
 
 class EngineSystem:

@@ -31,6 +31,7 @@ class SnapshotArrays:
     bias: NDArray[np.float32]
     scoring_matrices: NDArray[np.float32]
     parameters: dict[str, Any]
+    quality: dict[str, Any]
 
     @classmethod
     def read(cls, store: Path, version: str) -> "SnapshotArrays":
@@ -42,6 +43,7 @@ class SnapshotArrays:
             bias=np.load(folder / "bias.npy"),
             scoring_matrices=np.load(folder / "scoring_matrices.npy"),
             parameters=manifest["parameters"],
+            quality=manifest["quality"],
         )
 
     def scores(self, interest: NDArray[np.float64], live_counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,7 +81,7 @@ async def served_recall(
     row_of = {item_id: row for row, item_id in enumerate(arrays.item_ids)}
     found = 0
     async with AsyncClient(address, timeout_s=60.0) as client:
-        live = await _live_counts(client, arrays, row_of, set().union(*seen.values()))
+        live = await live_counts(client, arrays, row_of, set().union(*seen.values()))
         for user_id in user_ids:
             profile = await client.get_profile(user_id)
             interest = np.array([vector.values for vector in profile.interest_vectors], np.float64)
@@ -111,7 +113,7 @@ def hits(scores: NDArray[np.float64], served: Sequence[int], count: int) -> int:
     return min(count, sum(bool(scores[row] >= cut - tolerance) for row in set(served)))
 
 
-async def _live_counts(
+async def live_counts(
     client: AsyncClient, arrays: SnapshotArrays, row_of: dict[str, int], touched: Iterable[str]
 ) -> NDArray[np.float64]:
     """(n,) the live event count of each item; only items that were touched can have one."""

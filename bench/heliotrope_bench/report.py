@@ -19,6 +19,7 @@ VERSIONED = (
     *("heliotrope", "grpcio", "protobuf", "numpy", "implicit"),
     *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "onnxruntime", "onnxruntime-gpu"),
     *("hnswlib", "usearch", "voyager", "scann", "scalable-vs", "qdrant-edge-py"),
+    *("pgserver", "asyncpg", "chromadb", "milvus-lite", "pymilvus", "zvec", "lancedb"),
 )
 
 Row = Mapping[str, Any]
