@@ -5,7 +5,7 @@ split into batches matters, duplicates change nothing, and an undo may come befo
 sums are worked out when they are read: `settle` adds what has come since the last time in one step, or all of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -173,7 +173,7 @@ class Profile:
         """Those of `counted` by no event of the ring: by one that is folded."""
         return dict(self._counted_apart)
 
-    def restore(self, events: Iterable[UserEvent], counted: Mapping[str, int]) -> None:
+    def restore(self, events: Sequence[UserEvent], counted: Mapping[str, int]) -> None:
         """Takes over stored events, and what the user counts by; the ring itself says which of its events count."""
         for event in events:
             self.events.append(event)

@@ -72,8 +72,6 @@ class ProfileStore:
             profile.settle(space)
             self._settled[user_id] = profile
             self._settled.move_to_end(user_id)
-            if len(self._settled) > SETTLED:
-                self._settled.popitem(last=False)[1].rest()
         return profile
 
     def _current(self, user_id: str, space: ItemSpace) -> Profile | None:
@@ -149,9 +147,10 @@ class ProfileStore:
     async def checkpoint(
         self, lsn: int, popularity: LivePopularity, residuals: Residuals, snapshot_version: str
     ) -> None:
-        """Makes the state at `lsn`, which is the state now, durable. One at a time."""
+        """Makes the state at `lsn`, which is the state when it starts, durable. One at a time."""
         unchanged = popularity.version == self._saved_popularity_version and not residuals.dirty
         if not self._dirty and not self._deleted and unchanged:
+            await self._rest()
             return
         self._cut, self._dirty = self._dirty, set()
         deleted, self._deleted = self._deleted, set()
@@ -191,6 +190,7 @@ class ProfileStore:
             self._saved_popularity_version = saved_version
         self._encoded = {}
         self._evict()
+        await self._rest()
 
     def load_popularity(self, popularity: LivePopularity) -> None:
         """Restores the counts as of the last checkpoint, with the half-life that they were kept by."""
@@ -260,6 +260,13 @@ class ProfileStore:
         for user_id in clean[:surplus]:
             del self._cache[user_id]
             self._settled.pop(user_id, None)
+
+    async def _rest(self) -> None:
+        """Lets the profiles go to rest that were read longest ago. Not while reading: one batch may read very many."""
+        while len(self._settled) > SETTLED:
+            for _ in range(min(_SLICE, len(self._settled) - SETTLED)):
+                self._settled.popitem(last=False)[1].rest()
+            await asyncio.sleep(0)
 
     def _read_meta(self) -> dict[str, Any]:
         with self._env.begin(db=self._meta_db) as transaction:

@@ -273,7 +273,9 @@ async def test_profiles_beyond_those_whose_sums_are_kept_answer_the_same(tmp_pat
         for start in range(0, len(events), 50):
             await engine.record(events[start : start + 50])
             await state(engine, users)
+            await engine.checkpoint()
         assert_same(await state(engine, users), wanted)
+        await engine.checkpoint()
         assert sum(profile._total is not None for profile in engine.store._cache.values()) == 3
 
 
