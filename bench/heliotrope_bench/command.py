@@ -1,10 +1,8 @@
-"""Benchmarks: `load` (rate, latency, recall), `quality` (replay of a real data set), `encode` (texts per second),
-`ann` (recall and rate of the retriever beside other libraries), `growth` (cost of a request by items), `train` (time of
-the training job), `start` (time to the first answer), `memory` (bytes of an item and a user) and `learning` (what
-feedback gains, and what fake feedback can do)."""
+"""Benchmarks: one command for each thing that is measured."""
 
 import sys
-from typing import TypeVar
+from importlib import import_module
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsError
@@ -15,21 +13,62 @@ from heliotrope_bench.errors import BenchError
 
 Options = TypeVar("Options", bound=BaseSettings)
 
-USAGE = """usage: heliotrope bench COMMAND [OPTIONS]
+
+class Command(NamedTuple):
+    """A module with a `run`, the class of its options, and what the usage says of it. Imported when it is called."""
+
+    module: str
+    options: str
+    says: str
+
+
+COMMANDS = {
+    "load": Command("load", "LoadOptions", "rate, latency, errors and recall of a server under an open-loop load"),
+    "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
+    "peers": Command(
+        "peers.command",
+        "PeersOptions",
+        "whole requests beside pgvector, Chroma, Milvus Lite, Qdrant's engine, zvec and LanceDB",
+    ),
+    "quality": Command(
+        "quality", "QualityOptions", "replay of real data sets through the served system, beside other models"
+    ),
+    "quality-report": Command(
+        "quality_report", "ReportOptions", "the page of tables and plots from what quality wrote"
+    ),
+    "encode": Command(
+        "encode", "EncodeOptions", "texts per second of the encoder, beside bare ONNX Runtime on the same batches"
+    ),
+    "ann": Command(
+        "ann.grid",
+        "AnnOptions",
+        "recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine",
+    ),
+    "growth": Command("ann.growth", "GrowthOptions", "what a request costs from 10,000 to a million items"),
+    "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
+    "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
+    "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),
+    "learning": Command(
+        "learning",
+        "LearningOptions",
+        "what online learning gains with simulated users, and what an attack on it can do",
+    ),
+    "rebuild": Command("rebuild", "RebuildOptions", "time, CPU and memory of the rebuild job, stage by stage"),
+    "gpu": Command(
+        "gpu", "GpuOptions", "a GPU beside the CPU, searching and encoding: is it right, and how fast is it"
+    ),
+    "report": Command(
+        "page", "PageOptions", "one HTML page with plots of all raw results in a folder, and which bounds hold"
+    ),
+}
+
+_WIDTH = max(map(len, COMMANDS)) + 2
+USAGE = f"""usage: heliotrope bench COMMAND [OPTIONS]
 
 commands:
-  load            rate, latency, errors and recall of a server under an open-loop load
-  quality         replay of real data sets through the served system, beside other models
-  quality-report  the page of tables and plots from what quality wrote
-  encode          texts per second of the encoder, beside bare ONNX Runtime on the same batches
-  ann             recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine
-  growth          what a request costs from 10,000 to a million items
-  train           time and memory of the training job, on as many events as you like
-  start           seconds from the start of a server to its first answer
-  memory          bytes of an item and of a user, in memory and on disk
-  learning        what online learning gains with simulated users, and what an attack on it can do
+{chr(10).join(f"  {name:{_WIDTH}}{command.says}" for name, command in COMMANDS.items())}
 
-`quality` takes --results FOLDER for the raw results, the others but `quality-report` --out FILE.json.
+`quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
 
 
@@ -38,61 +77,20 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    command, *rest = arguments
-    console = report.console()
+    name, *rest = arguments
+    if name not in COMMANDS:
+        *most, last = COMMANDS
+        print(f"heliotrope bench: there is no {name!r}; give {', '.join(most)} or {last}", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    module = import_module(f"heliotrope_bench.{command.module}")
     try:
-        if command == "load":
-            from heliotrope_bench import load
-
-            load.run(parse(load.LoadOptions, rest), rest, console)
-        elif command == "quality":
-            from heliotrope_bench import quality
-
-            quality.run(parse(quality.QualityOptions, rest), rest, console)
-        elif command == "quality-report":
-            from heliotrope_bench import quality_report
-
-            quality_report.run(parse(quality_report.ReportOptions, rest), rest, console)
-        elif command == "encode":
-            from heliotrope_bench import encode
-
-            encode.run(parse(encode.EncodeOptions, rest), rest, console)
-        elif command == "ann":
-            from heliotrope_bench.ann import grid
-
-            grid.run(parse(grid.AnnOptions, rest), rest, console)
-        elif command == "growth":
-            from heliotrope_bench.ann import growth
-
-            growth.run(parse(growth.GrowthOptions, rest), rest, console)
-        elif command == "train":
-            from heliotrope_bench import train
-
-            train.run(parse(train.TrainOptions, rest), rest, console)
-        elif command == "start":
-            from heliotrope_bench import start
-
-            start.run(parse(start.StartOptions, rest), rest, console)
-        elif command == "memory":
-            from heliotrope_bench import memory
-
-            memory.run(parse(memory.MemoryOptions, rest), rest, console)
-        elif command == "learning":
-            from heliotrope_bench import learning
-
-            learning.run(parse(learning.LearningOptions, rest), rest, console)
-        else:
-            print(
-                f"heliotrope bench: there is no {command!r}; give load, quality, quality-report, encode, ann, growth, "
-                "train, start, memory or learning",
-                file=sys.stderr,
-            )
-            return 2
+        module.run(parse(getattr(module, command.options), rest), rest, report.console())
     except (ValidationError, SettingsError) as error:
-        print(f"heliotrope bench {command}: {first_problem(error)}", file=sys.stderr)
+        print(f"heliotrope bench {name}: {first_problem(error)}", file=sys.stderr)
         return 2
     except (BenchError, HeliotropeError) as error:
-        print(f"heliotrope bench {command}: {error}", file=sys.stderr)
+        print(f"heliotrope bench {name}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,13 +1,14 @@
 """The ceiling of a gRPC server in Python: an asyncio handler that does nothing and answers with nothing.
 
-`python -m heliotrope_bench.empty_server` listens on a free port, prints it, and answers Recommend until SIGTERM.
+`python -m heliotrope_bench.empty_server` listens on a free port, prints it, and answers until SIGTERM: single calls and
+each message of a stream with nothing.
 """
 
 import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,8 @@ import grpc
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.job import pinned
 
-SERVICE, METHOD = "heliotrope.v1.RecommendationService", "Recommend"
+SERVICE = "heliotrope.v1.RecommendationService"
+METHOD, BATCH_METHOD, STREAM_METHOD = "Recommend", "BatchRecommend", "StreamRecommend"
 
 
 class EmptyServer:
@@ -50,8 +52,12 @@ class EmptyServer:
 async def serve() -> None:
     """Prints `port N` when ready."""
     server = grpc.aio.server()
-    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(_nothing)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        METHOD: grpc.unary_unary_rpc_method_handler(_nothing),
+        BATCH_METHOD: grpc.unary_unary_rpc_method_handler(_nothing),
+        STREAM_METHOD: grpc.stream_stream_rpc_method_handler(_nothing_each),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stopping = asyncio.Event()
@@ -63,6 +69,11 @@ async def serve() -> None:
 
 async def _nothing(request: bytes, context: object) -> bytes:
     return b""
+
+
+async def _nothing_each(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
+    async for _ in requests:
+        yield b""
 
 
 if __name__ == "__main__":

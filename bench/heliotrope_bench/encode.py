@@ -16,10 +16,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from heliotrope_bench.dataset import movielens_100k_of_wheel
+from heliotrope_bench.encode_grid import COLUMNS as GRID_COLUMNS
+from heliotrope_bench.encode_grid import measure_grid
 from heliotrope_bench.errors import BenchError
 from heliotrope_bench.report import print_table, write_report
 from heliotrope_export import ExportError, TextEncoder
 from heliotrope_export.manifest import read_manifest, variant_file
+from heliotrope_export.source import find_model
 from heliotrope_export.token_batch import token_batches
 
 COLUMNS = {
@@ -43,6 +46,9 @@ class EncodeOptions(BaseSettings):
     texts: Path | None = Field(None, description="file with a text per line; default: the MovieLens 100k titles")
     threads: Annotated[int, Field(ge=1)] = Field(1, description="threads of the encoder and of bare ONNX Runtime")
     rounds: Annotated[int, Field(ge=1)] = Field(5, description="turns of the two")
+    source: str | None = Field(
+        None, description="what the model was exported from: by length and batch, beside PyTorch and others"
+    )
     out: Path | None = Field(None, description="file for the raw results, as JSON")
 
 
@@ -52,12 +58,19 @@ def run(options: EncodeOptions, arguments: Sequence[str], console: Console) -> N
     try:
         variants = [name for name in read_manifest(options.model).variants if name != "fp16"]
         rows = [_measure(options, variant, texts) for variant in variants]
+        grid = []
+        if options.source is not None:
+            words = [word for text in texts for word in text.split()]
+            folder = find_model(options.source).folder
+            grid = measure_grid(options.model, folder, variants, words, threads=options.threads, rounds=options.rounds)
     except ExportError as error:
         raise BenchError(str(error)) from error
     if options.out:
         settings = {**options.model_dump(mode="json"), "texts": len(texts)}
-        write_report(options.out, command=["bench", "encode", *arguments], settings=settings, results=rows)
+        write_report(options.out, command=["bench", "encode", *arguments], settings=settings, results=[*rows, *grid])
     print_table(console, f"{len(texts):,} texts, {options.threads} thread(s), medians", rows, COLUMNS)
+    if grid:
+        print_table(console, "by length and batch, medians", grid, GRID_COLUMNS)
 
 
 def _texts(path: Path | None) -> list[str]:

@@ -13,7 +13,7 @@ from heliotrope_bench.dataset import Dataset
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.system import Served
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_server.answerer import Question
+from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.event import EventKind, admit
@@ -26,26 +26,21 @@ from heliotrope_server.version_token import VersionClock
 def engine_system(data: Dataset, snapshots: Path, folder: Path, *, diversity: float = 0.0) -> Iterator["EngineSystem"]:
     """A started engine with a fresh data folder inside `folder`."""
     settings = EngineSettings(checkpoint_interval_s=86_400.0, diversity=diversity)
-    catalogue = LiveCatalogue(SnapshotStore(str(snapshots)).open())
     with asyncio.Runner() as runner:
-
-        async def made() -> Engine:
-            engine = Engine(
-                folder / "shard",
-                folder / "catalogue",
-                catalogue,
-                Embedder(None),
-                VersionClock("g-bench", 0, {}),
-                settings,
-            )
-            await engine.start()
-            return engine
-
-        engine = runner.run(made())
+        engine = runner.run(started_engine(snapshots, folder, settings, Embedder(None)))
         try:
             yield EngineSystem(data, engine, runner)
         finally:
             runner.run(engine.stop())
+
+
+async def started_engine(snapshots: Path, folder: Path, settings: EngineSettings, embedder: Embedder) -> Engine:
+    """An engine of the running loop, with its data inside `folder`; stop it with `Engine.stop`."""
+    catalogue = LiveCatalogue(SnapshotStore(str(snapshots)).open())
+    clock = VersionClock("g-bench", 0, {})
+    engine = Engine(folder / "shard", folder / "catalogue", catalogue, embedder, clock, settings)
+    await engine.start()
+    return engine
 
 
 class EngineSystem:
@@ -85,8 +80,11 @@ class EngineSystem:
 
     def ask(self, user_id: str, time_s: float, count: int) -> Served:
         question = Question(user_id, count, time_s=time_s)
-        answer = self._loop.run_until_complete(self._engine.recommend(question)).result
+        answer = self._loop.run_until_complete(self._answered(question))
         return Served(answer.item_ids, answer.scores, answer.probabilities)
+
+    async def _answered(self, question: Question) -> Answer:
+        return (await self._engine.recommend(question)).result
 
     def ask_for_all(self, user_id: str, time_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Rows of the data set's items and probabilities of every unseen item: longer than a request may ask for."""

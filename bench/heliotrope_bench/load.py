@@ -1,8 +1,8 @@
 """`heliotrope bench load`: how much a server takes, how fast it answers meanwhile, and how right the answers are.
 
-Cases: what an empty gRPC handler reaches on the same core, and Recommend beside it (closed loop, in turns);
-BatchRecommend; RecordEvents in large batches; a mix of Recommend and RecordEvents at a fixed rate or at rising rates
-(open loop, Poisson arrivals); and recall@10.
+Cases: Recommend, StreamRecommend and BatchRecommend, each beside an empty gRPC handler of its shape on the same core
+(closed loop, in turns), and BatchRecommend also beside the bare search of the same vectors; RecordEvents in large
+batches; a mix of calls at a fixed rate or at rising rates (open loop, Poisson arrivals); and recall@10.
 """
 
 import asyncio
@@ -20,21 +20,33 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
 from heliotrope import Client
+from heliotrope_bench.bare_search import bare_search
 from heliotrope_bench.empty_server import EmptyServer
 from heliotrope_bench.generator import Load, Outcome, PreparedCall, generate, histogram, poisson_arrivals, ready
 from heliotrope_bench.job import Server
 from heliotrope_bench.load_data import Population, mixed, record
-from heliotrope_bench.recall import SnapshotArrays, served_recall
+from heliotrope_bench.recall import SnapshotArrays, queries_of, served_recall
 from heliotrope_bench.report import print_table, write_report
 
+RECOMMEND_CASE, STREAM_CASE = "Recommend({count})", "StreamRecommend({count})"
+BATCH_CASE = "BatchRecommend({count}), 256 a call: users"
+EMPTY, EMPTY_STREAM, EMPTY_BATCH = "empty handler", "empty stream", "empty handler, a batch of 256 a call"
+BARE = "bare search, 256 at once: queries"
 RECALL_USERS = 200
+BARE_USERS = 512
+STREAMS = 8
+INTAKE_BATCHES = (100, 1_000)
 SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Offered rates of the sweep, as shares of what the closed loop reached."""
+
+INTAKE_BATCHES = (100, 1_000)
+"""Events in each call of the intake cases: what a stream processor sends, and the most that a call may hold."""
 
 DIVERSITY = 0.3
 """Of the case that shows what a rule for the list costs."""
@@ -45,12 +57,14 @@ COLUMNS = {
     "case": "",
     "rate_per_s": ",.0f",
     "of_ceiling": ".0%",
+    "of_bare": ".0%",
     "rate_per_cpu_s": ",.0f",
     "p50_ms": ",.2f",
     "p99_ms": ",.2f",
     "p99_9_ms": ",.2f",
     "recall@10": ".4f",
     "server_cpu": ".0%",
+    "generator_cpu": ".0%",
     "errors": "d",
 }
 
@@ -73,10 +87,12 @@ class LoadOptions(BaseSettings):
     rate: Positive | None = Field(
         None, description="calls per second of the open loop; without it a sweep finds the highest that holds"
     )
-    p99_ms: Positive = Field(20.0, description="latency that 99 % of the calls must keep in the sweep")
+    p99_ms: list[Positive] = Field(
+        [10.0, 25.0], min_length=1, description="latencies that 99 % of the calls must keep: the highest rate for each"
+    )
     duration_s: Positive = Field(8.0, description="seconds that each case is measured")
     warm_up_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds before, not measured")
-    rounds: Annotated[int, Field(ge=1)] = Field(3, description="turns of ceiling and Recommend")
+    rounds: Annotated[int, Field(ge=1)] = Field(3, description="turns of the ceilings and what they are compared with")
     concurrency: Annotated[int, Field(ge=1)] = Field(64, description="callers of the closed loop")
     count: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="items per recommendation")
     users: Annotated[int, Field(ge=1)] = Field(2_000, description="synthetic users")
@@ -85,6 +101,11 @@ class LoadOptions(BaseSettings):
         0.2, description="share of RecordEvents among the calls of the open loop"
     )
     record_batch: Annotated[int, Field(ge=1, le=1_000)] = Field(5, description="events in each of those calls")
+    batch_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of BatchRecommend, 16 users a call"
+    )
+    upsert_share: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="share of UpsertItems of one new item")
+    model: Path | None = Field(None, description="model folder of the own server, which UpsertItems needs")
     intake_events: Annotated[int, Field(ge=0)] = Field(100_000, description="events of the intake case")
     seed: int = Field(0, description="seed of users, events and arrivals")
     out: Path | None = Field(None, description="file for the raw results, as JSON")
@@ -93,6 +114,10 @@ class LoadOptions(BaseSettings):
     def _one_server(self) -> Self:
         if (self.target is None) == (self.snapshots is None):
             raise ValueError("give either --target HOST:PORT or --snapshots STORE")
+        if self.record_share + self.batch_share + self.upsert_share > 1.0:
+            raise ValueError("the shares of RecordEvents, BatchRecommend and UpsertItems add up to more than 1")
+        if self.upsert_share and self.snapshots is not None and self.model is None:
+            raise ValueError("--upsert-share needs --model: new items are embedded")
         return self
 
 
@@ -128,7 +153,7 @@ def _under_test(options: LoadOptions) -> Iterator[UnderTest]:
     cpus = parse_cpus(options.server_cpus)
     with tempfile.TemporaryDirectory(prefix="heliotrope-load-") as folder:
         flags = ["--snapshots", str(options.snapshots), "--data", f"{folder}/data", "--port", "0"]
-        flags += ["--shards", str(options.shards)]
+        flags += ["--shards", str(options.shards), *(["--model", str(options.model)] if options.model else [])]
         with Server(flags, log=Path(folder, "serve.log"), cpus=cpus) as server:
             yield UnderTest(server.address, server.snapshot, server.pid, cpus)
 
@@ -141,6 +166,21 @@ def parse_cpus(text: str) -> tuple[int, ...] | None:
     if not set(cpus) <= os.sched_getaffinity(0):
         raise ValueError(f"this process may run on cores {sorted(os.sched_getaffinity(0))}, not on {text}")
     return cpus
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """A case of the closed loop: `concurrency` callers, or `streams` on which so many questions are under way.
+
+    `once`: every call is sent once and none is warm-up.
+    """
+
+    case: str
+    ceiling: str
+    calls: Sequence[PreparedCall]
+    concurrency: int
+    streams: int = 0
+    once: bool = False
 
 
 class LoadBench:
@@ -157,6 +197,7 @@ class LoadBench:
             item_ids = [item.item_id for item in client.list_items()]
         self.item_count = len(item_ids)
         self._population = Population(item_ids, options.users, options.seed)
+        self._queries: NDArray[np.float32] | None = None
 
     def run(self, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
         """All rows, in the order of the table."""
@@ -167,27 +208,27 @@ class LoadBench:
         self._say("recording the history of the users")
         seen = self._record_history()
         recommend = population.recommend_calls(options.count)
-        self._say("Recommend and the empty handler, in turns")
-        ceiling, answered = self._in_turns(pool, recommend)
-        rows, served = [*([ceiling] if ceiling else []), *answered], answered[0]
         if options.snapshots is not None:
-            self._say("recall")
+            self._say("recall and the queries of the users")
             arrays = SnapshotArrays.read(options.snapshots, self._server.snapshot)
-            users = population.user_ids()[:RECALL_USERS]
-            served["recall@10"] = asyncio.run(served_recall(self._server.address, arrays, users, seen))
-        self._say("BatchRecommend")
-        batch = self._closed(
-            "BatchRecommend, 256 a call: users", pool, population.batch_recommend_calls(options.count), 4
-        )
-        rows.append(batch)
+            users = population.user_ids()
+            recall = asyncio.run(served_recall(self._server.address, arrays, users[:RECALL_USERS], seen))
+            self._queries = asyncio.run(queries_of(self._server.address, arrays, users[:BARE_USERS]))
+        self._say("Recommend, StreamRecommend and BatchRecommend, in turns with their ceilings")
+        rows = self._in_turns(pool, recommend)
+        served = next(row for row in rows if row["case"] == self._case(RECOMMEND_CASE))
+        if options.snapshots is not None:
+            served["recall@10"] = recall
         self._say("open loop")
         rows += self._open_loop(pool, recommend, served["rate_per_s"])
         if options.intake_events:
             self._say("event intake")
-            calls = population.record_calls(
-                number=max(1, options.intake_events // 1_000), events_per_call=1_000, salt=f"intake-{time.time_ns()}"
-            )
-            rows.append(self._closed("RecordEvents, 1,000 a call: events", pool, calls, 8, once=True))
+            for size in INTAKE_BATCHES:
+                calls = population.record_calls(
+                    number=max(1, options.intake_events // size), events_per_call=size, salt=f"intake-{time.time_ns()}"
+                )
+                case = f"RecordEvents, {size:,} a call: events"
+                rows.append(self._closed(_Closed(case, "", calls, 8, once=True), pool))
         return rows
 
     def _record_history(self) -> dict[str, set[str]]:
@@ -200,100 +241,143 @@ class LoadBench:
             seen.setdefault(event.user_id, set()).add(event.item_id)
         return seen
 
-    def _in_turns(
-        self, pool: ProcessPoolExecutor, calls: Sequence[PreparedCall]
-    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Recommend in a closed loop, as it is and with a rule for the list; with a server of our own, in turns with an
-        empty handler on the same cores.
+    def _in_turns(self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall]) -> list[dict[str, Any]]:
+        """Every kind of question in a closed loop; with a server of our own, in turns with empty handlers on the same
+        cores and with the bare search of the same vectors.
         """
-        options, concurrency = self._options, self._options.concurrency
-        cases = {f"Recommend({options.count}), closed loop": calls}
+        options, concurrency, population = self._options, self._options.concurrency, self._population
+        batches = population.batch_recommend_calls(options.count)
+        cases = [_Closed(self._case(RECOMMEND_CASE), EMPTY, recommend, concurrency)]
         if options.count <= MOST_WITH_RULES:
-            ruled = self._population.recommend_calls(options.count, diversity=DIVERSITY)
-            cases[f"Recommend({options.count}) of diversity {DIVERSITY}, closed loop"] = ruled
-        ceilings: list[dict[str, Any]] = []
-        served: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+            ruled = population.recommend_calls(options.count, diversity=DIVERSITY)
+            name = self._case(f"{RECOMMEND_CASE} of diversity {DIVERSITY}")
+            cases.append(_Closed(name, EMPTY, ruled, concurrency))
+        streamed = population.stream_calls(options.count)
+        cases.append(_Closed(self._case(STREAM_CASE), EMPTY_STREAM, streamed, concurrency, STREAMS))
+        cases.append(_Closed(self._case(BATCH_CASE), EMPTY_BATCH, batches, 4))
+        ceilings = [
+            _Closed(EMPTY, "", recommend, concurrency),
+            _Closed(EMPTY_STREAM, "", streamed, concurrency, STREAMS),
+            _Closed(EMPTY_BATCH, "", batches, 4),
+        ]
+        measured: dict[str, list[dict[str, Any]]] = {}
         for _ in range(options.rounds if self._server.cpus is not None else 1):
             if self._server.cpus is not None:
                 with EmptyServer(self._server.cpus) as empty:
                     target = UnderTest(empty.address, "", empty.pid)
-                    ceilings.append(self._closed("empty handler, closed loop", pool, calls, concurrency, target=target))
-            for case, own in cases.items():
-                served[case].append(self._closed(case, pool, own, concurrency))
-        rows = [_median_row(each) for each in served.values()]
-        ceiling = _median_row(ceilings) if ceilings else None
-        if ceiling is not None:
-            for row in rows:
+                    for one in ceilings:
+                        measured.setdefault(one.case, []).append(self._closed(one, pool, target=target))
+            for one in cases:
+                measured.setdefault(one.case, []).append(self._closed(one, pool))
+            if self._queries is not None:
+                measured.setdefault(BARE, []).append(self._bare())
+        rows = {case: median_row(each) for case, each in measured.items()}
+        for one in cases:
+            row, ceiling = rows[one.case], rows.get(one.ceiling)
+            if ceiling is not None:
                 row["of_ceiling"] = row["rate_per_s"] / ceiling["rate_per_s"]
                 row["of_ceiling_by_cpu"] = row["rate_per_cpu_s"] / ceiling["rate_per_cpu_s"]
-        return ceiling, rows
+        if BARE in rows:
+            rows[self._case(BATCH_CASE)]["of_bare"] = (
+                rows[self._case(BATCH_CASE)]["rate_per_s"] / rows[BARE]["rate_per_s"]
+            )
+        return list(rows.values())
+
+    def _bare(self) -> dict[str, Any]:
+        options = self._options
+        assert self._queries is not None and options.snapshots is not None
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            found = alone.submit(
+                bare_search,
+                options.snapshots,
+                self._server.snapshot,
+                self._queries,
+                count=options.count,
+                seconds=options.duration_s / 2,
+                cpus=self._server.cpus and self._server.cpus[:1],
+            ).result()
+        return {"case": BARE, "rate_per_s": found.rate_per_s, "recall@10": found.recall, "how": found.how, "errors": 0}
+
+    def _case(self, name: str) -> str:
+        return name.format(count=self._options.count)
 
     def _open_loop(
         self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall], reached: float
     ) -> list[dict[str, Any]]:
-        """One row at the fixed rate, or one for each rate of the sweep up to the first that does not hold."""
+        """One row at the fixed rate; or one for each rate of the sweep up to the first that keeps no bound, and one at
+        half the highest rate that keeps the tightest bound that any rate keeps.
+        """
         options, rows = self._options, []
         for rate in [options.rate] if options.rate else [share * reached for share in SWEEP]:
             row = self._open_case(pool, recommend, rate)
-            row["holds_bound"] = row["p99_ms"] <= options.p99_ms and not row["errors"]
+            row["keeps_ms"] = [bound for bound in options.p99_ms if row["p99_ms"] <= bound and not row["errors"]]
             rows.append(row)
-            if not row["holds_bound"]:
+            if not row["keeps_ms"]:
                 break
+        if options.rate is None:
+            for bound in sorted(options.p99_ms):
+                kept = [row["offered_per_s"] for row in rows if bound in row["keeps_ms"]]
+                if kept:
+                    half = self._open_case(pool, recommend, max(kept) / 2)
+                    half["case"] = f"mix, half of the highest rate within {bound:g} ms, {max(kept):,.0f}/s"
+                    half["p99_over_p50"] = half["p99_ms"] / half["p50_ms"]
+                    rows.append(half)
+                    break
         return rows
 
     def _open_case(self, pool: ProcessPoolExecutor, recommend: Sequence[PreparedCall], rate: float) -> dict[str, Any]:
-        options = self._options
+        options, population = self._options, self._population
         length, share = options.warm_up_s + options.duration_s, rate / options.processes
-        plans = []
+        loads = []
         for process in range(options.processes):
             generator = np.random.default_rng([options.seed, process, int(rate)])
             due = poisson_arrivals(share, length, generator)
-            record = (
-                self._population.record_calls(
-                    number=len(due), events_per_call=options.record_batch, salt=f"{time.time_ns()}-{process}"
-                )
-                if options.record_share
-                else []
-            )
-            plans.append((due, mixed(recommend, record, len(due), options.record_share, options.seed + process)))
-        loads = [replace(self._plan(calls, length), due_s=due, warm_up_s=options.warm_up_s) for due, calls in plans]
+            number, salt = len(due), f"{time.time_ns()}-{process}"
+            shares: list[tuple[float, Sequence[PreparedCall]]] = []
+            if options.record_share:
+                events = population.record_calls(number=number, events_per_call=options.record_batch, salt=salt)
+                shares.append((options.record_share, events))
+            if options.batch_share:
+                batches = population.batch_recommend_calls(options.count, number=number, users_per_call=16)
+                shares.append((options.batch_share, batches))
+            if options.upsert_share:
+                shares.append((options.upsert_share, population.upsert_calls(number=number, salt=salt)))
+            calls = mixed(recommend, shares, number, options.seed + process)
+            plan = Load(self._server.address, calls, 0.0, length, options.warm_up_s, due, cpus=self._load_cpus)
+            loads.append(plan)
         row = self._measure(f"mix, open loop, {rate:,.0f}/s due", pool, loads)
         return {**row, "offered_per_s": rate}
 
-    def _closed(
-        self,
-        case: str,
-        pool: ProcessPoolExecutor,
-        calls: Sequence[PreparedCall],
-        concurrency: int,
-        *,
-        once: bool = False,
-        target: UnderTest | None = None,
-    ) -> dict[str, Any]:
-        """`concurrency` callers over all processes; `once`: every call is sent once and none is warm-up."""
+    def _closed(self, one: "_Closed", pool: ProcessPoolExecutor, *, target: UnderTest | None = None) -> dict[str, Any]:
+        """One case of the closed loop, its callers shared out over all processes."""
         options = self._options
-        warm_up = 0.0 if once else options.warm_up_s
-        length = 600.0 if once else warm_up + options.duration_s
-        loads = []
-        for process in range(options.processes):
-            plan = self._plan(calls[process :: options.processes] if once else calls, length, target)
-            share = max(1, concurrency // options.processes)
-            loads.append(replace(plan, concurrency=share, warm_up_s=warm_up, once=once))
-        return self._measure(case, pool, loads, target)
-
-    def _plan(self, calls: Sequence[PreparedCall], length: float, target: UnderTest | None = None) -> Load:
-        address = (target or self._server).address
-        return Load(address, calls, 0.0, length, 0.0, cpus=self._load_cpus)
+        warm_up = 0.0 if one.once else options.warm_up_s
+        length = 600.0 if one.once else warm_up + options.duration_s
+        loads = [
+            Load(
+                (target or self._server).address,
+                one.calls[process :: options.processes] if one.once else one.calls,
+                0.0,
+                length,
+                warm_up,
+                concurrency=max(1, one.concurrency // options.processes),
+                once=one.once,
+                cpus=self._load_cpus,
+                streams=one.streams,
+            )
+            for process in range(options.processes)
+        ]
+        return self._measure(one.case, pool, loads, target)
 
     def _measure(
         self, case: str, pool: ProcessPoolExecutor, loads: Sequence[Load], target: UnderTest | None = None
     ) -> dict[str, Any]:
         start = time.monotonic() + 1.0
-        used = _cpu_seconds((target or self._server).pid)
+        used = cpu_seconds((target or self._server).pid)
         futures = [pool.submit(generate, replace(load, start=start)) for load in loads]
         outcomes = [future.result() for future in futures]
         row = {"case": case, **summarise(outcomes)}
-        now = _cpu_seconds((target or self._server).pid)
+        now = cpu_seconds((target or self._server).pid)
         if used is not None and now is not None:
             # Over the warm-up too: what the server did per second of its own CPU time holds on a busy machine.
             row["server_cpu"] = (now - used) / (loads[0].warm_up_s + outcomes[0].measured_s)
@@ -320,12 +404,13 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         },
         "max_ms": latency.get_max_value() / 1e3,
         "send_lag_p99_ms": lag.get_value_at_percentile(99) / 1e3,
+        "generator_cpu": max(outcome.cpu_share for outcome in outcomes),
         "errors": sum(errors.values()),
         "errors_by_code": dict(errors),
     }
 
 
-def _median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of the median rate, with the rates of all rounds."""
     ordered = sorted(rows, key=lambda row: float(row["rate_per_s"]))
     middle = dict(ordered[len(ordered) // 2])
@@ -333,7 +418,7 @@ def _median_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return middle
 
 
-def _cpu_seconds(pid: int | None) -> float | None:
+def cpu_seconds(pid: int | None) -> float | None:
     """CPU time that a process and its children have used; None when it is not ours to see."""
     if pid is None:
         return None

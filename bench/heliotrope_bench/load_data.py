@@ -1,21 +1,24 @@
 """The users and events of a load test: synthetic, seeded, over the items of the snapshot that is served."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope import Client, Event
+from heliotrope.v1.catalog_pb2 import Item, UpsertItemsRequest
 from heliotrope.v1.event_pb2 import RecordEventsRequest
-from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest
+from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest, StreamRecommendRequest
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.generator import PreparedCall
 
 RECOMMEND = "/heliotrope.v1.RecommendationService/Recommend"
 BATCH_RECOMMEND = "/heliotrope.v1.RecommendationService/BatchRecommend"
+STREAM_RECOMMEND = "/heliotrope.v1.RecommendationService/StreamRecommend"
 RECORD_EVENTS = "/heliotrope.v1.EventService/RecordEvents"
+UPSERT_ITEMS = "/heliotrope.v1.CatalogService/UpsertItems"
 TYPES = ("view", "click", "favorite", "purchase")
 PAST_S = 3 * 86_400.0
 """Events are spread over this many seconds before now, well inside of the default event window."""
@@ -50,8 +53,15 @@ class Population:
                 event_id=f"history-{number}",
             )
 
-    def recommend_calls(self, count: int, *, diversity: float = 0.0, number: int = 4_096) -> list[PreparedCall]:
-        """Recommend(count) for users drawn at random."""
+    def recommend_calls(
+        self,
+        count: int,
+        *,
+        diversity: float = 0.0,
+        number: int = 4_096,
+        owner: Callable[[str], str] | None = None,
+    ) -> list[PreparedCall]:
+        """Recommend(count) for users drawn at random; sent to the address of the `owner` of each where it is given."""
         users = self.user_ids()
         chosen = np.random.default_rng(self.seed + 1).integers(len(users), size=number).tolist()
         plain = RecommendRequest(count=count)
@@ -60,8 +70,16 @@ class Population:
         calls = []
         for one in chosen:
             plain.user_id = users[one]
-            calls.append(PreparedCall(RECOMMEND, plain.SerializeToString()))
+            address = owner(users[one]) if owner else None
+            calls.append(PreparedCall(RECOMMEND, plain.SerializeToString(), address=address))
         return calls
+
+    def stream_calls(self, count: int, *, number: int = 4_096) -> list[PreparedCall]:
+        """The same questions as messages of StreamRecommend."""
+        users = self.user_ids()
+        chosen = np.random.default_rng(self.seed + 1).integers(len(users), size=number).tolist()
+        asked = (StreamRecommendRequest(request=RecommendRequest(user_id=users[one], count=count)) for one in chosen)
+        return [PreparedCall(STREAM_RECOMMEND, message.SerializeToString()) for message in asked]
 
     def batch_recommend_calls(self, count: int, *, number: int = 16, users_per_call: int = 256) -> list[PreparedCall]:
         """BatchRecommend for 256 users a call; the unit is an answered user."""
@@ -95,6 +113,14 @@ class Population:
             calls.append(PreparedCall(RECORD_EVENTS, request.SerializeToString(), events_per_call))
         return calls
 
+    def upsert_calls(self, *, number: int, salt: str) -> list[PreparedCall]:
+        """UpsertItems of one new item each, with a short title."""
+        calls = []
+        for place in range(number):
+            item = Item(item_id=f"new-{salt}-{place}", title=f"New item {place}")
+            calls.append(PreparedCall(UPSERT_ITEMS, UpsertItemsRequest(items=[item]).SerializeToString()))
+        return calls
+
     def _draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
         ranks = np.random.default_rng(self.seed).permutation(len(self.item_ids))
         weights = np.cumsum(np.arange(1, len(ranks) + 1, dtype=np.float64) ** -0.8)
@@ -103,17 +129,21 @@ class Population:
 
 
 def mixed(
-    recommend: Sequence[PreparedCall], record: Sequence[PreparedCall], count: int, record_share: float, seed: int
+    recommend: Sequence[PreparedCall],
+    others: Sequence[tuple[float, Sequence[PreparedCall]]],
+    count: int,
+    seed: int,
 ) -> list[PreparedCall]:
-    """`count` calls of which a share drawn at random records events; each record call is used once.
+    """`count` calls: a share of each of the `others`, drawn at random and each used once, and else `recommend` in turn.
 
-    Each counts as one unit, so that the rate of a mix is one of calls.
+    Each counts as one unit, so that the rate of a mix is one of calls. No list of the others may be shorter than count.
     """
-    is_record = np.random.default_rng(seed).random(count) < record_share
-    fresh = (replace(call, units=1) for call in record)
+    draws = np.random.default_rng(seed).random(count)
+    kinds = np.searchsorted(np.cumsum([share for share, _ in others]), draws, side="right").tolist()
+    fresh = [(replace(call, units=1) for call in calls) for _, calls in others]
     return [
-        next(fresh) if recording else recommend[number % len(recommend)]
-        for number, recording in enumerate(is_record.tolist())
+        next(fresh[kind]) if kind < len(fresh) else recommend[number % len(recommend)]
+        for number, kind in enumerate(kinds)
     ]
 
 

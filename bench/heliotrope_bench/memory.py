@@ -1,6 +1,7 @@
 """`heliotrope bench memory`: what an item and a user cost, in memory and on disk.
 
-Items: the files of the snapshot over its float32 vectors; the server maps them. Users: the growth of the memory of the
+Items: the files of the snapshot that answers are made from, over its float32 vectors, and the texts of the catalogue
+beside them; the server maps them all. Users: the growth of the memory of the
 server's processes (resident, but for mapped files) and of its data folder over the number of users that were recorded,
 all of whom are kept in memory.
 """
@@ -22,12 +23,13 @@ from heliotrope_bench.load_data import Population, record
 from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.synthetic_store import synthetic_store
 
-ARRAYS = ("vectors.npy", "bias.npy", "index.faiss")
+ARRAYS = ("vectors.npy", "bias.npy", "index.faiss", "id_hashes.npy", "id_rows.npy")
 """What grows with the items and is read to answer."""
 COLUMNS = {
     "items": ",",
     "array_bytes_an_item": ",.0f",
     "over_float32": ".2f",
+    "text_bytes_an_item": ",.0f",
     "users": ",",
     "events_per_user": "",
     "bytes_a_user": ",.0f",
@@ -93,6 +95,7 @@ def measure(options: MemoryOptions, store: Path, folder: Path) -> dict[str, Any]
         "items": len(item_ids),
         "array_bytes_an_item": arrays / len(item_ids),
         "over_float32": arrays / vectors,
+        "text_bytes_an_item": (snapshot / "items.arrow").stat().st_size / len(item_ids),
         "users": options.users,
         "events_per_user": options.events_per_user,
         "bytes_a_user": (after - before) / options.users,

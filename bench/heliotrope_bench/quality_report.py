@@ -40,6 +40,7 @@ class ReportOptions(BaseSettings):
 
     results: Path = Field(Path(".bench/quality"), description="folder that `heliotrope bench quality` wrote")
     out: Path = Field(Path("docs/quality.md"), description="the page; its plots go into a folder of the same name")
+    title: str = Field("Recommendation quality", description="head of the page")
 
 
 def run(options: ReportOptions, arguments: Sequence[str], console: Console) -> None:
@@ -58,13 +59,13 @@ def run(options: ReportOptions, arguments: Sequence[str], console: Console) -> N
             path = plots / f"{protocol.name}.svg"
             plot_protocol(protocol, own, path)
             pictures[protocol.name] = os.path.relpath(path, options.out.parent)
-    options.out.write_text(page(groups, conditions, pictures), encoding="utf-8")
+    options.out.write_text(page(groups, conditions, pictures, options.title), encoding="utf-8")
     console.print(f"{options.out}: {len(results)} results of {len({key[0] for key in groups})} data sets")
 
 
-def page(groups: Groups, conditions: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, str]) -> str:
+def page(groups: Groups, conditions: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, str], title: str) -> str:
     """The whole page; `conditions` by data set, `pictures` by protocol."""
-    parts = [_head(groups, conditions)]
+    parts = [_head(groups, conditions, title)]
     for protocol in PROTOCOLS:
         datasets = [name for name in NAMES if any(key[:2] == (name, protocol.name) for key in groups)]
         if not datasets:
@@ -78,11 +79,11 @@ def page(groups: Groups, conditions: Mapping[str, Mapping[str, Any]], pictures: 
     return "\n".join(part for part in parts if part)
 
 
-def _head(groups: Groups, conditions: Mapping[str, Mapping[str, Any]]) -> str:
+def _head(groups: Groups, conditions: Mapping[str, Mapping[str, Any]], title: str) -> str:
     lines = [
-        "# Recommendation quality",
+        f"# {title}",
         "",
-        "This page is written by `heliotrope bench quality --all` and `heliotrope bench quality-report`: do not edit.",
+        "This page is written by `heliotrope bench quality` and `heliotrope bench quality-report`: do not edit.",
         "",
         f"{COMMON} Every model chooses its settings by NDCG@10 on the validation part alone, which is the same "
         "protocol once more inside the train events; then the test part is asked once. *Ours minus theirs* is the "
@@ -106,7 +107,9 @@ def _head(groups: Groups, conditions: Mapping[str, Mapping[str, Any]]) -> str:
             f"| `{(git['revision'] or 'unknown')[:10]}`{' with changes' if git['changed'] else ''}, "
             f"{machine['cores']} cores of {machine['processor']} |"
         )
-    lines += ["", "## In short", "", *_short(groups), ""]
+    if any(not model.startswith(OURS) for group in groups.values() for model in group):
+        lines += ["", "## In short", "", *_short(groups)]
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ class SnapshotArrays:
     bias: NDArray[np.float32]
     scoring_matrices: NDArray[np.float32]
     parameters: dict[str, Any]
+    quality: dict[str, Any]
 
     @classmethod
     def read(cls, store: Path, version: str) -> "SnapshotArrays":
@@ -42,6 +43,7 @@ class SnapshotArrays:
             bias=np.load(folder / "bias.npy"),
             scoring_matrices=np.load(folder / "scoring_matrices.npy"),
             parameters=manifest["parameters"],
+            quality=manifest["quality"],
         )
 
     def scores(self, interest: NDArray[np.float64], live_counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,7 +81,7 @@ async def served_recall(
     row_of = {item_id: row for row, item_id in enumerate(arrays.item_ids)}
     found = 0
     async with AsyncClient(address, timeout_s=60.0) as client:
-        live = await _live_counts(client, arrays, row_of, set().union(*seen.values()))
+        live = await live_counts(client, arrays, row_of, set().union(*seen.values()))
         for user_id in user_ids:
             profile = await client.get_profile(user_id)
             interest = np.array([vector.values for vector in profile.interest_vectors], np.float64)
@@ -95,6 +97,15 @@ async def served_recall(
     return found / (len(user_ids) * count)
 
 
+async def queries_of(address: str, arrays: SnapshotArrays, user_ids: Sequence[str]) -> NDArray[np.float32]:
+    """The query vectors `sum_h v_h A_h` of users as they are now, (users, d)."""
+    async with AsyncClient(address, timeout_s=60.0) as client:
+        profiles = [await client.get_profile(user_id) for user_id in user_ids]
+    interests = np.array([[vector.values for vector in profile.interest_vectors] for profile in profiles], np.float64)
+    queries: NDArray[np.float64] = np.einsum("uhd,hde->ue", interests, arrays.scoring_matrices.astype(np.float64))
+    return queries.astype(np.float32)
+
+
 def hits(scores: NDArray[np.float64], served: Sequence[int], count: int) -> int:
     """How many of the served rows belong to the exact best `count`, ties at the cut-off forgiven."""
     cut = np.partition(scores, -count)[-count]
@@ -102,7 +113,7 @@ def hits(scores: NDArray[np.float64], served: Sequence[int], count: int) -> int:
     return min(count, sum(bool(scores[row] >= cut - tolerance) for row in set(served)))
 
 
-async def _live_counts(
+async def live_counts(
     client: AsyncClient, arrays: SnapshotArrays, row_of: dict[str, int], touched: Iterable[str]
 ) -> NDArray[np.float64]:
     """(n,) the live event count of each item; only items that were touched can have one."""

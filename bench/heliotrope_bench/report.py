@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 VERSIONED = (
-    *("heliotrope", "grpcio", "protobuf", "numpy", "faiss-cpu", "faiss-gpu", "onnxruntime", "implicit"),
+    *("heliotrope", "grpcio", "protobuf", "numpy", "implicit"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "onnxruntime", "onnxruntime-gpu"),
     *("hnswlib", "usearch", "voyager", "scann", "scalable-vs", "qdrant-edge-py"),
+    *("pgserver", "asyncpg", "chromadb", "milvus-lite", "pymilvus", "zvec", "lancedb"),
 )
 
 Row = Mapping[str, Any]

@@ -1,7 +1,9 @@
 """Snapshots of any size for benchmarks of the machinery, where what the items are about does not matter."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,14 @@ HALF_LIVES_S = (300.0, 30 * 86_400.0)
 SPREAD = 0.7
 """Standard deviation of items around the centre of their kind, whose own is 1."""
 _BLOCK = 50_000
+
+
+class TextSpace(NamedTuple):
+    """How a text becomes an item vector: projection (d, D) and feature mean (D,), for pooled output of a model."""
+
+    projection: NDArray[np.float32]
+    feature_mean: NDArray[np.float32]
+    model_version: str
 
 
 def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 2) -> Path:
@@ -31,21 +41,30 @@ def synthetic_store(folder: Path, items: int, dimension: int, *, threads: int = 
 
 
 def write_store(
-    store: Path, titles: Sequence[str], vectors: NDArray[np.float32], bias: NDArray[np.float32], *, threads: int = 2
+    store: Path,
+    titles: Sequence[str],
+    vectors: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    *,
+    threads: int = 2,
+    text_space: TextSpace | None = None,
 ) -> Path:
     """A store with one snapshot of items i0, i1, ... with these titles, vectors (n, d) and biases (n,).
 
-    Plain scoring matrices and parameters; an index where `build` makes one, measured as it does.
+    Plain scoring matrices and parameters; an index where `build` makes one, measured as it does. Without a `text_space`
+    a server of it takes no new texts.
     """
     items, dimension = vectors.shape
     matrices = np.repeat(np.eye(dimension, dtype=np.float32)[None], len(HALF_LIVES_S), axis=0)
     prior = np.zeros(dimension, np.float32)
     parameters = Parameters(half_lives_s=HALF_LIVES_S, kappas=(1.0, 1.0), live_popularity_weight=0.1)
-    index, quality = None, None
+    index, quality = None, dict[str, Any]()
     if items > EXACT_UP_TO:
         queries = served_queries(vectors, matrices, prior, parameters.kappas)
+        started = time.perf_counter()
         measured = build_index(vectors, bias, queries, threads=threads)
-        index, quality = measured.index, measured.summary()
+        quality = {**measured.summary(), "build_s": time.perf_counter() - started}
+        index = measured.index
         parameters = parameters.model_copy(update={"search": measured.search})
     draft = store.parent / f".draft-{store.name}"
     write_snapshot(
@@ -58,6 +77,9 @@ def write_store(
         parameters=parameters,
         index=index,
         quality=quality,
+        projection=text_space and text_space.projection,
+        feature_mean=text_space and text_space.feature_mean,
+        model_version=text_space.model_version if text_space else "none",
     )
     SnapshotStore(store).publish(draft)
     return store

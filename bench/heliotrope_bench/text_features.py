@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.features import feature_mean, features
 
 
+class TextFeatures(NamedTuple):
+    """Features (n, D) of texts, the mean (D,) that they are centred on, and the version of the model they are of."""
+
+    rows: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    model_version: str
+
+
 def text_features(data: Dataset, model: Path, cache: Path) -> NDArray[np.float32]:
     """(items, D) features of unit length, centred on the catalogue; texts that the cache knows are not embedded again.
 
@@ -26,9 +35,18 @@ def text_features(data: Dataset, model: Path, cache: Path) -> NDArray[np.float32
 
 def features_of(texts: Sequence[str], model: Path, cache: Path) -> NDArray[np.float32]:
     """The same for any texts, centred on their own mean: (texts, D)."""
+    return measured_features(texts, model, cache).rows
+
+
+def measured_features(
+    texts: Sequence[str], model: Path, cache: Path, *, mean: NDArray[np.float32] | None = None
+) -> TextFeatures:
+    """The same with all that is needed to give other texts theirs; `mean` (D,): that of other texts, not their own."""
     try:
+        encoder = TextEncoder.open(model, threads=2)
         with EmbeddingCache(cache) as store:
-            pooled, _, _ = store.embed(texts, TextEncoder.open(model, threads=2))
+            pooled, _, _ = store.embed(texts, encoder)
     except (ExportError, IndexerError) as error:
         raise BenchError(str(error)) from error
-    return features(pooled, feature_mean(pooled))
+    centre = feature_mean(pooled) if mean is None else mean
+    return TextFeatures(features(pooled, centre), centre, encoder.model_version)

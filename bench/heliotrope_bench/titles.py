@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from heliotrope_bench.dataset import data_folder
 from heliotrope_bench.errors import DatasetError
-from heliotrope_bench.synthetic_store import write_store
-from heliotrope_bench.text_features import features_of
+from heliotrope_bench.synthetic_store import TextSpace, write_store
+from heliotrope_bench.text_features import measured_features
 
 FILES = (
     "debian_bookworm_packages.tsv.gz",
@@ -55,21 +55,24 @@ def titles_store(
 ) -> Path:
     """A store with one snapshot of the first `count` texts, made on first use.
 
-    Vectors are the `dimension` principal components of the features of the texts; biases are normal. Embeddings are
-    kept in `work`, so that a run that was stopped goes on where it was.
+    Vectors are the `dimension` principal components of the features of the texts, which is also the projection of new
+    texts; biases are normal. Embeddings are kept in `work`, so that a run that was stopped goes on where it was.
     """
     kind = "" if bias_spread == BIAS_SPREAD else f"-bias{bias_spread:g}"
     store = work / "titles" / f"{count}x{dimension}{kind}"
     if (store / "CURRENT").is_file():
         return store
     texts = titles(count, folder)
-    vectors = principal_components(features_of(texts, model, work / "embeddings"), dimension)
+    found = measured_features(texts, model, work / "embeddings")
+    projection = principal_directions(found.rows, dimension)
+    vectors = np.ascontiguousarray(found.rows @ projection.T)
     bias = np.random.default_rng(1).normal(scale=bias_spread, size=count).astype(np.float32)
-    return write_store(store, texts, vectors, bias)
+    text_space = TextSpace(projection, found.mean, found.model_version)
+    return write_store(store, texts, vectors, bias, text_space=text_space)
 
 
-def principal_components(rows: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
-    """Rows (n, D) in the `dimension` directions in which they differ most, (n, dimension)."""
+def principal_directions(rows: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """The `dimension` directions in which rows (n, D) differ most, the first the most: (dimension, D)."""
     _, directions = np.linalg.eigh(rows.T @ rows)
-    reduced: NDArray[np.float32] = np.ascontiguousarray(rows @ directions[:, ::-1][:, :dimension], dtype=np.float32)
-    return reduced
+    found: NDArray[np.float32] = np.ascontiguousarray(directions[:, ::-1][:, :dimension].T, dtype=np.float32)
+    return found

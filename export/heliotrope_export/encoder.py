@@ -1,9 +1,12 @@
 """Text to vectors, from a model folder: ONNX Runtime, a tokenizer and NumPy; neither torch nor transformers."""
 
-from collections.abc import Callable, Sequence
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import onnxruntime
@@ -21,7 +24,7 @@ from heliotrope_export.manifest import (
     read_manifest,
     variant_file,
 )
-from heliotrope_export.session import CPU, candidates, open_session
+from heliotrope_export.session import CPU, CUDA_DEVICE, candidates, open_session, run_bound
 from heliotrope_export.token_batch import TokenBatch, token_batches
 
 # Tokens per call of the model, padding included. Measured with all-MiniLM-L6-v2 on 900 titles and descriptions (16
@@ -35,6 +38,8 @@ WINDOW = 4_096
 # Tokenising 10 MB takes seconds and 99.9 % of it is then thrown away. No language writes tokens this long on average.
 CHARACTERS_PER_TOKEN = 64
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -44,17 +49,37 @@ class Encoding:
     truncated: NDArray[np.bool_]  # (n,) the text was longer than max_tokens and its end was not read
 
 
-class TextEncoder:
-    """Turns texts into vectors with one variant of an exported model. Safe to share between threads."""
+class _Running(NamedTuple):
+    """A session and where it runs, read and replaced together."""
 
-    def __init__(self, session: Any, tokenizer: Tokenizer, space: VectorSpace, variant: VariantName) -> None:
+    session: Any
+    provider: str
+
+
+class TextEncoder:
+    """Turns texts into vectors with one variant of an exported model. Safe to share between threads.
+
+    An encoder on a GPU goes on with the same variant on the CPU when the device fails.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        tokenizer: Tokenizer,
+        space: VectorSpace,
+        variant: VariantName,
+        on_cpu: Callable[[], Any] | None = None,
+    ) -> None:
         """For the exporter, which has no manifest yet; everybody else uses `open`.
 
-        `session` is an `onnxruntime.InferenceSession` of the variant's graph.
+        `session` is an `onnxruntime.InferenceSession` of the variant's graph; `on_cpu` opens the same on the CPU.
         """
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length=space.max_tokens)
-        self._session = session
+        self._running = _Running(session, session.get_providers()[0])
+        self._on_cpu = on_cpu
+        self._falling_back = threading.Lock()
+        self._lost = ""
         self._tokenizer = tokenizer
         self._pad_token_id = space.pad_token_id
         self._inputs = frozenset(entry.name for entry in session.get_inputs())
@@ -62,12 +87,16 @@ class TextEncoder:
         self.max_tokens: int = space.max_tokens
         self.model_version: str = space.model_version
         self.variant: str = variant
-        self.provider: str = session.get_providers()[0]
-        self.token_budget: int = TOKEN_BUDGET.get(self.provider, TOKEN_BUDGET_ACCELERATOR)
 
     @classmethod
     def open(
-        cls, path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | Path,
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+        verify: bool = True,
+        providers: Collection[str] | None = None,
     ) -> "TextEncoder":
         """Opens a model folder.
 
@@ -76,6 +105,7 @@ class TextEncoder:
             variant: fp32, fp16 or int8; None takes fp16 where CUDA works, else int8 if published, else fp32.
             threads: threads of one `encode`; None is one per core.
             verify: hash the files that are used (about 0.1 s for 60 MB); sizes are compared in any case.
+            providers: what it may run on, the CPU in any case; None is all that this ONNX Runtime offers.
 
         Raises:
             ModelNotFoundError, ModelFormatError, ModelCorruptError: absent, of another release, damaged.
@@ -91,18 +121,30 @@ class TextEncoder:
         asked = _known(variant, manifest, folder)
         check_files(folder, manifest, [TOKENIZER_FILE], hashes=verify)
         tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
-        for name, provider in candidates(asked, manifest.variants, onnxruntime.get_available_providers()):
+        available = onnxruntime.get_available_providers() if providers is None else providers
+        for name, provider in candidates(asked, manifest.variants, available):
             graph = variant_file(name)
             check_files(folder, manifest, [graph], hashes=verify)
             session = open_session(folder / graph, provider, threads=threads)
             if session is not None:
-                return cls(session, tokenizer, manifest.space, name)
+                on_cpu = None if provider == CPU else partial(open_session, folder / graph, CPU, threads=threads)
+                return cls(session, tokenizer, manifest.space, name, on_cpu)
         raise AssertionError("the CPU provider is always a candidate")
 
     @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of what it runs on."""
+        return self._running.provider
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of one call of the model, padding included."""
+        return TOKEN_BUDGET.get(self.provider, TOKEN_BUDGET_ACCELERATOR)
+
+    @property
     def description(self) -> str:
-        """What was chosen, for people: "CPUExecutionProvider int8"."""
-        return f"{self.provider} {self.variant}"
+        """What it runs on, for people: "CPUExecutionProvider int8", and whether a GPU was lost before."""
+        return f"{self.provider} {self.variant}{self._lost}"
 
     def encode(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Encoding:
         """Embeds texts, in any number and of any length; an empty list gives (0, D).
@@ -147,8 +189,29 @@ class TextEncoder:
         inputs = {"input_ids": batch.token_ids, "attention_mask": batch.attention_mask}
         if "token_type_ids" in self._inputs:
             inputs["token_type_ids"] = np.zeros_like(batch.token_ids)
-        pooled: NDArray[np.float32] = self._session.run(None, inputs)[0]
+        running = self._running
+        if running.provider != CPU and self._on_cpu is not None:
+            try:
+                return run_bound(running.session, inputs, CUDA_DEVICE)
+            # ONNX Runtime raises a family of unrelated C++ exception types. What is wrong with the inputs themselves
+            # is raised again below.
+            except Exception as error:
+                running = self._fall_back(self._on_cpu, error)
+        pooled: NDArray[np.float32] = running.session.run(None, inputs)[0]
         return pooled
+
+    def _fall_back(self, on_cpu: Callable[[], Any], error: Exception) -> _Running:
+        """Runs on the CPU from now on; the first thread that fails opens it for all.
+
+        The variant stays, however slow it is there: vectors of another one are not the same, and what keeps vectors
+        keeps them by variant.
+        """
+        with self._falling_back:
+            if self.provider != CPU:
+                log.error("%s fails, the encoder goes on with %s: %s", self.provider, CPU, error)
+                self._lost = f" ({self.provider} lost)"
+                self._running = _Running(on_cpu(), CPU)
+            return self._running
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

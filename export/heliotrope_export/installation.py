@@ -12,7 +12,7 @@ from heliotrope_export.errors import InstallationError
 # Distributions in one group provide the same import package.
 RUNTIMES = (
     ("onnxruntime", "onnxruntime-gpu"),
-    ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12"),
+    ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
 )
 
 

@@ -27,6 +27,8 @@ YOUNG_FILES = ("event_counts.npy", "query_mean.npy")
 """Arrays of a snapshot whose parameters say how young items move."""
 NEIGHBOUR_FILES = ("neighbours.npy", "neighbour_strengths.npy")
 """Arrays of a snapshot whose parameters have neighbours."""
+ID_FILES = ("id_hashes.npy", "id_rows.npy")
+"""Where each item id is: see item_ids. Snapshots of earlier versions lack them."""
 ITEMS_FILE = "items.arrow"
 INDEX_FILE = "index.faiss"
 VERSION_PATTERN = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{12}$")
@@ -104,12 +106,14 @@ class Manifest(BaseModel):
                 f"{name} is invalid: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
             ) from error
         # Also keeps a manifest from object storage from naming a file outside of its folder.
-        unknown = manifest.files.keys() - {ITEMS_FILE, INDEX_FILE, *ARRAY_FILES, *YOUNG_FILES, *NEIGHBOUR_FILES}
+        optional = {INDEX_FILE, *YOUNG_FILES, *NEIGHBOUR_FILES, *ID_FILES}
+        unknown = manifest.files.keys() - {ITEMS_FILE, *ARRAY_FILES, *optional}
         if unknown:
             raise SnapshotFormatError(f"{name} lists the unknown file {sorted(unknown)[0]!r}")
         young = () if manifest.parameters.young is None else YOUNG_FILES
         neighbours = () if manifest.parameters.neighbours is None else NEIGHBOUR_FILES
-        missing = {ITEMS_FILE, *ARRAY_FILES, *young, *neighbours} - manifest.files.keys()
+        ids = ID_FILES if manifest.files.keys() & set(ID_FILES) else ()
+        missing = {ITEMS_FILE, *ARRAY_FILES, *young, *neighbours, *ids} - manifest.files.keys()
         if missing:
             raise SnapshotCorruptError(f"{name} lists no {sorted(missing)[0]}")
         return manifest

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from heliotrope_indexer.events import EventTable
+
+# Imported where it is used: it takes a third of a second, and a server that reads a table needs none of it.
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 KEPT = 16
 """k: items that one item names at most."""
@@ -45,6 +49,8 @@ class Neighbours:
 
     def matrix(self) -> sp.csr_matrix:
         """(n, n): strengths by item and neighbour."""
+        import scipy.sparse as sp
+
         n = len(self.rows)
         named = self.rows >= 0
         sources = np.broadcast_to(np.arange(n)[:, None], self.rows.shape)[named]
@@ -108,6 +114,8 @@ def liked_items(
 
     `user`, `row` and `time` (E,) are of events that speak for their item.
     """
+    import scipy.sparse as sp
+
     order = np.lexsort((row, time, user))[::-1]
     pairs = user[order] * n + row[order]
     newest = np.sort(np.unique(pairs, return_index=True)[1])

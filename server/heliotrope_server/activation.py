@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +20,11 @@ NO_MAP_ERROR = 1.0
 class Activation:
     """Two phases, so that several shards can swap together: every shard prepares, then every shard commits."""
 
-    def __init__(self, engine: Engine, store: SnapshotStore) -> None:
+    def __init__(
+        self, engine: Engine, store: SnapshotStore, prepare: Callable[[LiveCatalogue], None] | None = None
+    ) -> None:
+        """`prepare` does in a thread what a catalogue needs before it can be served."""
+        self._prepare = prepare
         self._engine = engine
         self._store = store
         self._prepared: tuple[LiveCatalogue, float] | None = None
@@ -56,6 +61,8 @@ class Activation:
         # Pages of the vectors and the index come in now, not with the first requests.
         np.asarray(snapshot.vectors).sum()
         snapshot.index()
+        if self._prepare is not None:
+            self._prepare(catalogue)
         return catalogue, NO_MAP_ERROR if map_error is None else map_error
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
+from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -20,6 +20,7 @@ from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
 from heliotrope_server.segments import SegmentPriors
+from heliotrope_server.trending import Trending
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -80,8 +81,10 @@ class Answerer:
         *,
         rules: ListRules = NO_RULES,
         freshness: Freshness | None = None,
+        make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         """`rules` hold for questions that bring none; `freshness` None: new items get no boost."""
+        self._make_retriever = make_retriever
         self.rules = rules
         self._freshness = freshness
         self._shapes = freshness is not None or rules.active
@@ -98,7 +101,9 @@ class Answerer:
     def serve(self, catalogue: LiveCatalogue) -> None:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
         self.catalogue = catalogue
-        self._retriever: Retriever = make_retriever(catalogue)
+        self._retriever = self._make_retriever(catalogue)
+        # The exact retriever adds the boosts of all items to every score anyway.
+        self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
         self._lists = ListMaker(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
@@ -139,14 +144,10 @@ class Answerer:
         now_s = self._wall_clock()
         profiles = [self._store.get(question.user_id, catalogue) for question in questions]
         times = [now_s if question.time_s is None else question.time_s for question in questions]
-        interests = np.empty((len(questions), parameters.horizons, catalogue.dimension), dtype=np.float32)
-        for place, profile in enumerate(profiles):
-            if profile is None:
-                interests[place] = catalogue.prior
-            else:
-                if profile.segments:
-                    self.segment_priors.renew(profile, times[place])
-                interests[place] = profile.interest_vectors(times[place], parameters)
+        for profile, at_s in zip(profiles, times, strict=True):
+            if profile is not None and profile.segments:
+                self.segment_priors.renew(profile, at_s)
+        interests = interest_batch(profiles, times, catalogue.prior, parameters)
         vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
         plans = [self._plan(question, request_ids[place]) for place, question in enumerate(questions)]
@@ -167,34 +168,34 @@ class Answerer:
             live = self._live_view(time_s, now_s)
             fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, now_s)
             rankings = self._retriever.rank([queries[place] for place in places], live)
-            for place, ranking in zip(places, rankings, strict=True):
-                profile, question, shape = profiles[place], questions[place], plans[place]
-                found, certified = ranking.rows, ranking.certified
-                scores = ranking.scores.astype(np.float64)
-                sources = [_source(profile)] * len(found)
-                propensities = [1.0] * len(found)
-                if shape is not None:
-                    made = self._make(question.wanted, queries[place], shape, ranking, live, fresh)
-                    found, scores, certified = made.rows, made.scores, made.certified
-                    sources, propensities = _sources(made, _source(profile)), _propensities(made)
-                self.uncertified_count += not certified
-                rows = found.tolist()
+            made = [
+                self._made(questions[place].wanted, queries[place], plans[place], ranking, profiles[place], live, fresh)
+                for place, ranking in zip(places, rankings, strict=True)
+            ]
+            # One pass over the lists of all questions: NumPy's price is by call.
+            scores = np.concatenate([one.scores for one in made]).astype(np.float64)
+            probabilities = _sigmoid(parameters.log_odds(scores)).tolist()
+            all_scores, all_rows = scores.tolist(), np.concatenate([one.rows for one in made]).tolist()
+            end = 0
+            for place, one in zip(places, made, strict=True):
+                profile, begin, end = profiles[place], end, end + len(one.rows)
+                rows = all_rows[begin:end]
                 explanations: list[list[Contribution]] = []
-                if question.explain:
+                if questions[place].explain:
                     freshness = {} if fresh is None else fresh.by_row
                     explanations = explain(
                         profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
                     )
                 answers[place] = Answer(
-                    [catalogue.item_ids[row] for row in rows],
-                    scores.tolist(),
-                    expit(parameters.log_odds(scores)).tolist(),
-                    sources,
-                    propensities,
+                    catalogue.item_ids.of(rows),
+                    all_scores[begin:end],
+                    probabilities[begin:end],
+                    one.sources,
+                    one.propensities,
                     explanations,
                     catalogue.version,
                     self._clock.token(0 if profile is None else profile.lsn),
-                    found,
+                    one.rows,
                     interests[place],
                     request_ids[place],
                 )
@@ -208,9 +209,22 @@ class Answerer:
         rules = self.rules if question.rules is None else question.rules
         return plan(rules, question.wanted, request_id)
 
-    def _make(
-        self, wanted: int, query: Query, shape: Plan, ranking: Ranking, live: LiveView, fresh: FreshView | None
-    ) -> MadeList:
+    def _made(
+        self,
+        wanted: int,
+        query: Query,
+        shape: Plan | None,
+        ranking: Ranking,
+        profile: Profile | None,
+        live: LiveView,
+        fresh: FreshView | None,
+    ) -> "_Made":
+        """The list of one question: the best candidates, or what its rules make of them."""
+        source = _source(profile)
+        if shape is None:
+            count = len(ranking.rows)
+            self.uncertified_count += not ranking.certified
+            return _Made(ranking.rows, ranking.scores, [source] * count, [1.0] * count)
         boosted = None
         if fresh is not None and self._freshness is not None:
             scores = exact_scores(self.catalogue, live, query, fresh.rows) + fresh.boosts
@@ -219,7 +233,9 @@ class Answerer:
         def rank(asked: int) -> Ranking:
             return self._retriever.rank([query._replace(wanted=asked)], live)[0]
 
-        return self._lists.make(wanted, shape, ranking, rank, live, boosted)
+        made = self._lists.make(wanted, shape, ranking, rank, live, boosted)
+        self.uncertified_count += not made.certified
+        return _Made(made.rows, made.scores, _sources(made, source), _propensities(made))
 
     def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
         catalogue = self.catalogue
@@ -242,7 +258,9 @@ class Answerer:
         return self._suggested.of(profile)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
-        """Live terms at a time. For "now" they are as of the last tick; for a given time they are exact."""
+        """Live terms at a time. For "now" the exact retriever has them as of the last tick; else they are exact."""
+        if self._trending is not None:
+            return self._trending.view(now_s if time_s is None else time_s, float(self.theta[0]))
         at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
         exact = None if time_s is None else self._popularity.version
         key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
@@ -259,7 +277,22 @@ class Answerer:
         return self._fresh[1]
 
 
+class _Made(NamedTuple):
+    """One list: rows (k,) and scores (k,), best first within its rules, with what Answer says of each place."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.floating[Any]]
+    sources: list[int]
+    propensities: list[float]
+
+
 _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)), exact in both tails; scipy's takes 0.2 s to import."""
+    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
+    return probabilities
 
 
 def _source(profile: Profile | None) -> int:

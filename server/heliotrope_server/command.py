@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 from heliotrope_export.errors import ExportError
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_server.errors import ServerError
-from heliotrope_server.settings import EngineSettings, LearningSettings, ServerSettings
+from heliotrope_server.settings import Device, EngineSettings, IndexKind, LearningSettings, ServerSettings
 from heliotrope_server.supervisor import Supervisor
 
 _DEFAULTS = EngineSettings()
@@ -42,6 +42,10 @@ class ServeOptions(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(50_051, description="port for all shards, which also take the ports behind it; 0: free ones")
+    device: Device = Field(
+        "auto", description="where candidates are searched; auto: on a GPU if FAISS has one that works"
+    )
+    device_index: IndexKind = Field("flat", description="the index on a GPU; flat is exact, cagra needs faiss-gpu-cuvs")
     shards: int = Field(1, description="number of shard processes, best one per core")
     event_window_s: float = Field(
         _DEFAULTS.event_window_s,

@@ -23,7 +23,7 @@ from heliotrope_server.errors import (
     RequestError,
     StartError,
 )
-from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent, check_id
+from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.freshness import Freshness
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.list_rules import MAX_DIVERSE_COUNT, check_rules
@@ -34,6 +34,7 @@ from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
 from heliotrope_server.residuals import Residuals
+from heliotrope_server.retriever import Retriever, make_retriever
 from heliotrope_server.segments import MAX_SEGMENTS
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
@@ -60,6 +61,9 @@ class EventFate(NamedTuple):
     error: RequestError | None = None
 
 
+_RECORDED, _DUPLICATE = EventFate(Applied.RECORDED), EventFate(Applied.DUPLICATE)
+
+
 class Engine:
     """See the module. Call `start` before anything else and `stop` last."""
 
@@ -74,6 +78,7 @@ class Engine:
         *,
         wall_clock: Callable[[], float] = time.time,
         log_factory: Callable[[Path], RecordLog] = RecordLog,
+        make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         self.catalogue = catalogue
         self.settings = settings
@@ -106,6 +111,7 @@ class Engine:
             wall_clock,
             rules=settings.list_rules,
             freshness=freshness,
+            make_retriever=make_retriever,
         )
         self._batcher = MicroBatcher[Question, Answer](
             self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
@@ -167,10 +173,13 @@ class Engine:
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
-    async def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> Timed[Answer]:
-        """Answers one question in the next micro-batch. `deadline_s` is on the clock of time.monotonic()."""
+    def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> asyncio.Future[Timed[Answer]]:
+        """The answer to be of one question, in the next micro-batch. `deadline_s` is on the clock of time.monotonic().
+
+        Raises the RequestError of a question that can't be.
+        """
         self._check_question(question)
-        return await self._batcher.submit(question, deadline_s=deadline_s)
+        return self._batcher.submit(question, deadline_s=deadline_s)
 
     async def recommend_many(self, questions: Sequence[Question]) -> list[Answer | RequestError]:
         """Answers many questions without queueing them one by one; an error stands in the place of its question."""
@@ -216,23 +225,11 @@ class Engine:
 
         Raises StorageFailedError; then nothing was acknowledged, though some may have reached the disk.
         """
-        records = [
-            [
-                RECORD_EVENT,
-                PLAIN_KEY_ID,
-                event.user_id,
-                event.event_id,
-                event.kind,
-                event.item_id,
-                event.value,
-                event.time_us,
-                event.undone_event_id,
-            ]
-            for event in events
-        ]
+        # A record names the fields of an event in their order.
+        records = [(RECORD_EVENT, PLAIN_KEY_ID, *event) for event in events]
 
         def apply(first_lsn: int) -> tuple[list[EventFate], int]:
-            fates = [self._apply_event(event, first_lsn + place) for place, event in enumerate(events)]
+            fates = [self._apply_event(event, lsn) for lsn, event in enumerate(events, first_lsn)]
             self.event_count += len(events)
             return fates, first_lsn + len(events) - 1
 
@@ -255,12 +252,14 @@ class Engine:
     def _apply_event(self, event: UserEvent, lsn: int) -> EventFate:
         catalogue = self.catalogue
         profile = self.store.edit(event.user_id, catalogue)
-        positive = event.kind != EventKind.UNDO and self._is_positive(event)
+        positive = catalogue.gains.one(event.kind, event.value) > 0.0  # an undo has no gain
         # What the user was interested in before this event: what it says of an item that is hardly known.
         spoken = None
-        if positive and profile.says_something and self.residuals.wants(event.user_id, event.item_id, event.time_s):
-            spoken = profile.interest_vectors(event.time_s, catalogue.parameters)
-        applied, undone = profile.apply(event, catalogue)
+        if positive and self.residuals.wants(event.user_id, event.item_id, event.time_us / 1e6):
+            profile.settle(catalogue)
+            if profile.says_something:
+                spoken = profile.interest_vectors(event.time_s, catalogue.parameters)
+        applied, undone = profile.apply(event)
         profile.lsn = self.applied_lsn = lsn
         if applied is Applied.UNDO_TOO_OLD:
             return EventFate(
@@ -272,35 +271,33 @@ class Engine:
                     limit=self.settings.ring_size,
                 ),
             )
-        if applied is Applied.RECORDED:
-            if profile.segments:
-                self.store.segments.touch(event.user_id, profile.segments)
-            if positive:
-                self._count(event.item_id, *profile.count(event))
-                if spoken is not None:
-                    self.residuals.add(event.user_id, event.item_id, spoken)
-            elif undone is not None:
-                before, after = profile.uncount(undone, catalogue)
-                self._count(undone.item_id, before, after)
-                if after is None:
-                    self.residuals.remove(event.user_id, [undone.item_id])
+        if applied is Applied.DUPLICATE:
+            return _DUPLICATE
+        if profile.segments:
+            self.store.segments.touch(event.user_id, profile.segments)
+        if positive:
+            self._count(event.item_id, *profile.count(event))
+            if spoken is not None:
+                self.residuals.add(event.user_id, event.item_id, spoken)
+        elif undone is not None:
+            before, after = profile.uncount(undone, catalogue)
+            self._count(undone.item_id, before, after)
+            if after is None:
+                self.residuals.remove(event.user_id, [undone.item_id])
+        if len(profile.events) > self.settings.ring_size:
             profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
-        return EventFate(applied)
+        return _RECORDED
 
     def _count(self, item_id: str, before_us: int | None, after_us: int | None) -> None:
         """Live popularity of an item for which a user counted by one event and now counts by another."""
         before_s = None if before_us is None else before_us / 1e6
         after_s = None if after_us is None else after_us / 1e6
-        self.popularity.move(item_id, self.catalogue.row_of(item_id), before_s, after_s)
-
-    def _is_positive(self, event: UserEvent) -> bool:
-        return self.catalogue.parameters.gain(KIND_NAMES[event.kind], event.value) > 0.0
+        self.popularity.move(item_id, self.catalogue.rows.get(item_id), before_s, after_s)
 
     def _replay(self, record: list[Any], lsn: int) -> None:
         tag, _key_id, user_id, *rest = record
         if tag == RECORD_EVENT:
-            event_id, kind, item_id, value, time_us, undone_event_id = rest
-            self._apply_event(UserEvent(user_id, event_id, kind, item_id, value, time_us, undone_event_id), lsn)
+            self._apply_event(UserEvent(user_id, *rest), lsn)
         elif tag == RECORD_DECLARE:
             interests, model_version, shape, pooled = rest
             self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
@@ -315,7 +312,10 @@ class Engine:
 
     def profile(self, user_id: str) -> Profile:
         """The profile; an empty one, which is not stored, for an unknown user."""
-        profile = self.store.get(user_id, self.catalogue) or Profile(user_id, self.catalogue)
+        profile = self.store.get(user_id, self.catalogue)
+        if profile is None:
+            profile = Profile(user_id, self.catalogue)
+            profile.settle(self.catalogue)
         if profile.segments:
             self.answerer.segment_priors.renew(profile, self._wall_clock())
         return profile

@@ -19,6 +19,7 @@ from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.neighbours import said_of
 from heliotrope_server.profile import Profile
+from heliotrope_server.retriever import Boosts
 
 EVENT = 1
 FOLDED_EVENTS = 2
@@ -43,7 +44,7 @@ def explain(
     catalogue: LiveCatalogue,
     scoring_matrices: NDArray[np.float32],
     rows: Sequence[int],
-    boosts: NDArray[np.float32],
+    boosts: NDArray[np.float32] | Boosts,
     time_s: float,
     freshness: Mapping[int, float],
 ) -> list[list[Contribution]]:

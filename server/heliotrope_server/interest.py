@@ -11,9 +11,12 @@ do not drift by being decayed again and again.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from heliotrope_indexer.parameters import Parameters
 
 # The landmark moves before a weight passes 2^256: far below the float64 limit of 2^1023, yet rarely reached.
 MAX_EXPONENT = 256.0
@@ -66,10 +69,11 @@ class InterestSums:
         newest_s = float(times_s.max())
         if newest_s - self.landmark_s > MAX_EXPONENT * min(half_lives_s):
             self.move_landmark(newest_s, half_lives_s)
-        for horizon, half_life_s in enumerate(half_lives_s):
-            weights = gains * np.exp2((times_s - self.landmark_s) / half_life_s)
-            self.sums[horizon] += weights @ vectors
-            self.masses[horizon] += float(np.abs(weights).sum())
+        ages = (times_s - self.landmark_s) / np.array(half_lives_s)[:, None]
+        weights = gains * np.exp2(ages)  # (H, n)
+        self.sums += weights @ vectors.astype(np.float64)
+        for horizon, mass in enumerate(np.abs(weights).sum(axis=1).tolist()):
+            self.masses[horizon] += mass
 
     def move_landmark(self, landmark_s: float, half_lives_s: tuple[float, ...]) -> None:
         """Restates the same sums relative to another moment."""
@@ -97,6 +101,32 @@ class InterestSums:
         twin.sums = self.sums.copy()
         twin.masses = list(self.masses)
         return twin
+
+
+class GainTable:
+    """The bounded gains of Parameters by the number of an event type, as arrays; `names` by number."""
+
+    def __init__(self, parameters: Parameters, names: Mapping[int, str]) -> None:
+        self._weights = [0.0] * (1 + max(names))
+        self._centers = list(self._weights)
+        for number, name in names.items():
+            gain = parameters.gains.get(name)  # type: ignore[call-overload]  # UNDO has none
+            if gain is not None:
+                self._weights[number], self._centers[number] = gain.weight, gain.center
+        self._limit = parameters.max_gain
+        self._weight_array, self._center_array = np.array(self._weights), np.array(self._centers)
+
+    def one(self, kind: int, value: float) -> float:
+        """g_e of one event, as Parameters.gain; its value must be finite. 0.0 for a type without a gain."""
+        gain = self._weights[kind] * (value - self._centers[kind])
+        # min and max would take twice as long as all the rest.
+        return gain if -self._limit <= gain <= self._limit else math.copysign(self._limit, gain)
+
+    def many(self, kinds: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """g_e of n events, (n,)."""
+        gains = self._weight_array[kinds] * (values - self._center_array[kinds])
+        bounded: NDArray[np.float64] = np.minimum(self._limit, np.maximum(-self._limit, gains))
+        return bounded
 
 
 def interest_vectors(

@@ -9,7 +9,7 @@ next snapshot.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
+from heliotrope_server.event import KIND_NAMES
+from heliotrope_server.interest import GainTable
+from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class LiveCatalogue:
         self.snapshot = snapshot
         self.version = snapshot.version
         self.parameters: Parameters = snapshot.parameters
+        self.gains = GainTable(snapshot.parameters, KIND_NAMES)
         self.dimension = int(snapshot.vectors.shape[1])
         self.prior = np.asarray(snapshot.prior)
         self.base_count = len(snapshot.item_ids)
@@ -67,8 +72,8 @@ class LiveCatalogue:
         self.base_bias = snapshot.bias.view(np.ndarray)
         table = snapshot.neighbours
         self.neighbours = table and Neighbours(table.rows.view(np.ndarray), table.strengths.view(np.ndarray))
-        self.item_ids: list[str] = list(snapshot.item_ids)
-        self.rows: dict[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self.item_ids = ServedIds(snapshot.item_ids)
+        self.rows = ServedRows(snapshot.item_ids)
         self.alive: NDArray[np.bool_] = np.ones(self.base_count + _FIRST_CAPACITY, dtype=np.bool_)
         self.alive[self.base_count :] = False
         self.alive_count = self.base_count
@@ -81,6 +86,9 @@ class LiveCatalogue:
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._moved: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
         self._folded_maps: dict[str, NDArray[np.float32]] = {}
+        # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
+        self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._numbered = 0
 
     @property
     def size(self) -> int:
@@ -118,6 +126,18 @@ class LiveCatalogue:
             return self._removed_vector(item_id)
         return self.row_vector(row)
 
+    def vectors(self, numbers: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """x_i of items by their numbers (n,), as `vector`: (n, d), and for which there is one, (n,); else zeros."""
+        if len(numbers) and int(numbers.max()) >= self._numbered:
+            self._number_rows()
+        rows = self._base_rows[numbers]
+        vectors, known = self.base_vectors[rows], rows >= 0
+        for place in np.flatnonzero(~known).tolist():
+            vector = self.vector(item_id_of(int(numbers[place])))
+            known[place] = vector is not None
+            vectors[place] = 0.0 if vector is None else vector
+        return vectors, known
+
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
         if row >= self.base_count:
@@ -129,7 +149,9 @@ class LiveCatalogue:
         """Rows of the snapshot (k,) that are served with a residual, and their served vectors (k, d)."""
         if self._moved is None:
             rows = [
-                row for item_id in self._residuals if (row := self.rows.get(item_id, self.base_count)) < self.base_count
+                row
+                for item_id in self._residuals
+                if (row := self.rows.get(item_id)) is not None and row < self.base_count
             ]
             vectors = self.base_vectors[rows] if rows else np.empty((0, self.dimension), dtype=np.float32)
             for place, row in enumerate(rows):
@@ -206,7 +228,7 @@ class LiveCatalogue:
 
     def delete(self, item_id: str) -> bool:
         """Removes an item from all later answers. Returns whether it was there."""
-        row = self.rows.pop(item_id, None)
+        row = self.rows.pop(item_id)
         if row is None:
             return False
         self._bury(row)
@@ -235,7 +257,7 @@ class LiveCatalogue:
             logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
         return matrix
 
-    def learn_map(self, version: str, item_ids: list[str], vectors: NDArray[np.float32]) -> float | None:
+    def learn_map(self, version: str, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> float | None:
         """Fits the map from another snapshot by least squares over the shared items.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
@@ -264,6 +286,19 @@ class LiveCatalogue:
             for version, matrix in old._folded_maps.items():
                 self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
         return error
+
+    def _number_rows(self) -> None:
+        """Looks up the items that were numbered since the last time."""
+        row_of = self.snapshot.row_of
+        rows = [-1 if (row := row_of(item_id)) is None else row for item_id in ids_from(self._numbered)]
+        end = self._numbered + len(rows)
+        if end > len(self._base_rows):
+            # To twice the size: new numbers come one by one while events stream in.
+            grown = np.empty(2 * end, dtype=np.int32)
+            grown[: self._numbered] = self._base_rows[: self._numbered]
+            self._base_rows = grown
+        self._base_rows[self._numbered : end] = rows
+        self._numbered = end
 
     def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
         for place in range(len(self.delta) - 1, -1, -1):

@@ -55,8 +55,8 @@ class MicroBatcher(Generic[Q, R]):
         self._scheduled = False
         self._last_end_ns = 0
 
-    async def submit(self, question: Q, *, deadline_s: float = float("inf")) -> Timed[R]:
-        """Answers one question. `deadline_s` is on the clock of time.monotonic()."""
+    def submit(self, question: Q, *, deadline_s: float = float("inf")) -> "asyncio.Future[Timed[R]]":
+        """The answer to be of one question. `deadline_s` is on the clock of time.monotonic()."""
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(
                 f"{len(self._waiting)} requests wait; at most {self._max_waiting} are admitted",
@@ -70,7 +70,7 @@ class MicroBatcher(Generic[Q, R]):
             self._scheduled = True
             busy = entry.arrived_ns - self._last_end_ns < BUSY_NS
             loop.call_soon(self._gather, loop, 1, 0 if busy else BARREN_TURNS)
-        return await entry.future
+        return entry.future
 
     def _gather(self, loop: asyncio.AbstractEventLoop, before: int, barren: int) -> None:
         """Turns the event loop until a batch is full or nothing more comes in."""

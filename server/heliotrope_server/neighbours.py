@@ -54,7 +54,8 @@ class SuggestionCache:
 
 def speaking_items(profile: Profile, limit: int) -> list[str]:
     """The newest liked items, newest first."""
-    newest_first = sorted(zip(profile.counted.values(), profile.counted.keys(), strict=True), reverse=True)
+    counted = profile.counted
+    newest_first = sorted(zip(counted.values(), counted.keys(), strict=True), reverse=True)
     return [item_id for _, item_id in newest_first[:limit]]
 
 
@@ -99,7 +100,7 @@ def said_of(
     said: dict[tuple[str, int], NDArray[np.float64]] = {}
     if neighbourhood is None or table is None:
         return said
-    row_of = catalogue.snapshot.row_of
+    row_of, counted = catalogue.snapshot.row_of, profile.counted
     targets = np.array([-2 if (row := row_of(catalogue.item_ids[at])) is None else row for at in rows])
     for item_id in speaking_items(profile, neighbourhood.items):
         source = row_of(item_id)
@@ -108,7 +109,7 @@ def said_of(
         named = table.rows[source][:, None] == targets  # (neighbours, k)
         if named.any():
             shares = neighbourhood.weight * (table.strengths[source].astype(np.float64) @ named)
-            said[item_id, profile.counted[item_id]] = shares
+            said[item_id, counted[item_id]] = shares
     return said
 
 
@@ -118,7 +119,8 @@ def _living(
     """An item that was replaced is suggested at its new row, a removed one no longer."""
     now = rows.copy()
     for place in np.flatnonzero(~catalogue.alive[rows]).tolist():
-        now[place] = catalogue.rows.get(catalogue.item_ids[rows[place]], -1)
+        row = catalogue.rows.get(catalogue.item_ids[rows[place]])
+        now[place] = -1 if row is None else row
     order = np.argsort(now)
     order = order[now[order] >= 0]
     return now[order], gains[order]

@@ -1,11 +1,13 @@
 """One user's profile: the newest events one by one, the older ones folded into one sum.
 
 The interest sums of a profile are a pure function of the *set* of its events: neither the order of arrival nor the
-split into batches matters, duplicates change nothing, and an undo may come before the event that it takes back.
+split into batches matters, duplicates change nothing, and an undo may come before the event that it takes back. So the
+sums are worked out when they are read: `settle` adds what has come since the last time in one step, or all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +15,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters
-from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
-from heliotrope_server.interest import InterestSums, interest_vectors
+from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.event_ring import Columns, EventRing
+from heliotrope_server.interest import GainTable, InterestSums, interest_vectors
+
+ONE_BY_ONE = 3
+"""Up to so many events are added to the sums faster one by one than at once."""
 
 
 class ItemSpace(Protocol):
@@ -23,10 +29,13 @@ class ItemSpace(Protocol):
     generation: int
     version: str
     parameters: Parameters
+    gains: GainTable
     dimension: int
     prior: NDArray[np.float32]
 
     def vector(self, item_id: str) -> NDArray[np.float32] | None: ...
+
+    def vectors(self, numbers: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
 
     def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
@@ -41,13 +50,26 @@ class Applied(Enum):
     UNDO_TOO_OLD = 3
 
 
+RECORDED = (Applied.RECORDED, None)
+DUPLICATE = (Applied.DUPLICATE, None)
+# Most profiles have none of these; they share what stands for nothing.
+_NO_TIMES: Any = MappingProxyType({})
+_NO_IDS: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
 class Profile:
-    """Mutable; belongs to the event loop of its shard. `space` gives the vectors; it is not kept."""
+    """Mutable; belongs to the event loop of its shard. `space` gives the vectors; it is not kept.
+
+    `total`, and what is made of it, may be read after `settle` until the next event.
+    """
 
     __slots__ = (
+        "_counted_apart",
         "_seen_key",
         "_seen_rows",
-        "counted",
+        "_settled",
+        "_total",
         "declared_interests",
         "declared_model_version",
         "declared_pooled",
@@ -64,7 +86,6 @@ class Profile:
         "prior",
         "segment_prior",
         "segments",
-        "total",
         "undone",
         "user_id",
     )
@@ -72,17 +93,17 @@ class Profile:
     def __init__(self, user_id: str, space: ItemSpace) -> None:
         self.user_id = user_id
         self.lsn = 0
-        self.events: dict[str, UserEvent] = {}
-        self.undone: dict[str, int] = {}
+        self.events = EventRing(user_id)
+        self.undone: dict[str, int] = _NO_TIMES
         self.folded: InterestSums | None = None
         self.folded_version = ""
         self.folded_count = 0
         self.folded_newest_s = 0.0
-        self.folded_ids: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+        self.folded_ids = _NO_IDS
         # Item id -> time in us of its newest folded event with a positive gain, 0 if it has none.
-        self.folded_items: dict[str, int] = {}
-        # Item id -> time in us of the one event by which this user counts in the item's live popularity.
-        self.counted: dict[str, int] = {}
+        self.folded_items: dict[str, int] = _NO_TIMES
+        # The same of the one event by which this user counts in the item's live popularity, where the ring has it not.
+        self._counted_apart: dict[str, int] = _NO_TIMES
         self.declared_interests: tuple[str, ...] = ()
         self.declared_pooled: NDArray[np.float32] | None = None
         self.declared_model_version = ""
@@ -90,71 +111,123 @@ class Profile:
         self.segment_prior: NDArray[np.float32] | None = None
         self.newest_s = 0.0
         self._seen_key: tuple[int, int, int] | None = None
-        self._seen_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._seen_rows = _NO_ROWS
+        self._total: InterestSums | None = None
         self.rederive(space)
 
-    def apply(self, event: UserEvent, space: ItemSpace) -> tuple[Applied, UserEvent | None]:
+    def apply(self, event: UserEvent) -> tuple[Applied, UserEvent | None]:
         """Applies one event; returns what it did and, for an undo, the event that was taken back."""
         if event.kind == EventKind.UNDO:
-            return self._undo(event, space)
-        if event.event_id in self.events or event.event_id in self.undone or self._is_folded(event.event_id):
-            return Applied.DUPLICATE, None
-        self.events[event.event_id] = event
-        self._add(event, space, 1)
-        self.newest_s = max(self.newest_s, event.time_s)
-        return Applied.RECORDED, None
+            return self._undo(event)
+        if self.undone and event.event_id in self.undone:
+            return DUPLICATE
+        if self.folded_count and self._is_folded(event.event_id):
+            return DUPLICATE
+        if not self.events.append(event):
+            return DUPLICATE
+        time_s = event.time_us / 1e6
+        if time_s > self.newest_s:
+            self.newest_s = time_s
+        return RECORDED
 
     def fold(self, ring_size: int, keep_after_s: float, space: ItemSpace) -> None:
         """Folds the oldest events, by (time, id), beyond `ring_size` that are older than `keep_after_s`.
 
-        Called when the ring has overflown by a quarter, so that sorting is paid rarely. The interest vectors do not
-        change; what is given up is telling the folded events apart.
+        Nothing happens before the ring has overflown by a quarter, so that sorting is paid rarely. The interest vectors
+        do not change; what is given up is telling the folded events apart.
         """
         if len(self.events) <= ring_size + ring_size // 4:
             return
-        ordered = sorted(self.events.values(), key=lambda event: (event.time_us, event.event_id))
-        leaving = [event for event in ordered[: len(ordered) - ring_size] if event.time_s < keep_after_s]
-        if not leaving:
+        events = self.events.values()
+        order = sorted(range(len(events)), key=lambda place: (events[place].time_us, events[place].event_id))
+        places = [place for place in order[: len(order) - ring_size] if events[place].time_s < keep_after_s]
+        if not places:
             return
+        leaving = [events[place] for place in places]
         if self.folded is None:
             self.folded = InterestSums(len(space.parameters.half_lives_s), space.dimension, leaving[-1].time_s)
             self.folded_version = space.version
-        _accumulate(self.folded, leaving, space)
-        for event in leaving:
-            del self.events[event.event_id]
-            time_us = event.time_us if self._is_positive(event, space) else 0
+        if not self.folded_items:
+            self.folded_items = {}
+        columns = self.events.columns()
+        _accumulate(self.folded, columns.at(places), space)
+        for place, event in zip(places, leaving, strict=True):
+            time_us = event.time_us if space.gains.one(event.kind, event.value) > 0.0 else 0
             self.folded_items[event.item_id] = max(self.folded_items.get(event.item_id, 0), time_us)
+            if columns.counts[place]:
+                self._count_apart(event.item_id, event.time_us)
+        self.events.drop(places)
+        self._total = None
         self.folded_count += len(leaving)
         self.folded_newest_s = max(self.folded_newest_s, leaving[-1].time_s)
         fresh = np.array([_id_hash(event.event_id) for event in leaving], dtype=np.uint64)
         self.folded_ids = np.union1d(self.folded_ids, fresh)
         self.undone = {event_id: time_us for event_id, time_us in self.undone.items() if time_us / 1e6 >= keep_after_s}
 
+    @property
+    def counted(self) -> dict[str, int]:
+        """Item id -> time in us of the one event by which this user counts in the item's live popularity; made anew."""
+        return {**self._counted_apart, **self.events.counted()}
+
+    def counted_apart(self) -> dict[str, int]:
+        """Those of `counted` by no event of the ring: by one that is folded."""
+        return dict(self._counted_apart)
+
+    def restore(self, events: Iterable[UserEvent], counted: Mapping[str, int]) -> None:
+        """Takes over stored events, and what the user counts by; the ring itself says which of its events count."""
+        for event in events:
+            self.events.append(event)
+            if counted.get(event.item_id) == event.time_us and self.events.counting_place(event.item_id) < 0:
+                self.events.set_counts(len(self.events) - 1, True)
+        in_ring = self.events.counted() if events else {}
+        for item_id, time_us in counted.items():
+            if item_id not in in_ring:
+                self._count_apart(item_id, time_us)
+
     def count(self, event: UserEvent) -> tuple[int | None, int | None]:
-        """Counts a recorded positive event: (time in us that counted for its item before, time that counts now).
+        """Counts a positive event that was recorded just now: (time in us that counted for its item before, time that
+        counts now).
 
         A user counts once per item, by their newest positive event on it: whatever the order of arrival.
         """
-        before = self.counted.get(event.item_id)
-        after = event.time_us if before is None else max(before, event.time_us)
-        self.counted[event.item_id] = after
-        return before, after
+        events = self.events
+        place = events.counting_before_last()
+        before = self._counted_apart.get(event.item_id) if place < 0 else events.time_us(place)
+        if before is not None:
+            if before >= event.time_us:
+                return before, before
+            if place >= 0:
+                events.set_counts(place, False)
+            else:
+                del self._counted_apart[event.item_id]
+        events.count_last()
+        return before, event.time_us
 
     def uncount(self, event: UserEvent, space: ItemSpace) -> tuple[int | None, int | None]:
         """Takes a positive event back, after its undo: (before, now) as `count`; None: the user no longer counts."""
-        before = self.counted.get(event.item_id)
+        counting = self.events.counting_place(event.item_id)
+        before = self._counted_apart.get(event.item_id) if counting < 0 else self.events.time_us(counting)
         if before != event.time_us:
             return before, before
-        times = [
-            other.time_us
-            for other in self.events.values()
-            if other.item_id == event.item_id and self._is_positive(other, space)
-        ]
-        after = max(times, default=0) or self.folded_items.get(event.item_id, 0) or None
-        if after is None:
-            del self.counted[event.item_id]
+        if counting >= 0:
+            self.events.set_counts(counting, False)
         else:
-            self.counted[event.item_id] = after
+            del self._counted_apart[event.item_id]
+        standing = [
+            (other.time_us, place)
+            for place, other in enumerate(self.events.values())
+            if other.item_id == event.item_id and space.gains.one(other.kind, other.value) > 0.0
+        ]
+        folded_us = self.folded_items.get(event.item_id, 0)
+        if folded_us:
+            standing.append((folded_us, -1))
+        after, place = max(standing, default=(0, -1))
+        if not after:
+            return before, None
+        if place >= 0:
+            self.events.set_counts(place, True)
+        else:
+            self._count_apart(event.item_id, after)
         return before, after
 
     @property
@@ -162,23 +235,45 @@ class Profile:
         """Whether the interest vectors hold anything of this user's own: events that count, or declared interests."""
         return self.declared_pooled is not None or any(mass > 0.0 for mass in self.total.masses)
 
+    @property
+    def total(self) -> InterestSums:
+        """The interest sums of all events."""
+        assert self._total is not None and self._settled == len(self.events), "settle the profile before it is read"
+        return self._total
+
+    def settle(self, space: ItemSpace) -> None:
+        """Brings the sums up to date. `space` must be the one of `generation`."""
+        if self._total is None:
+            if self.folded is None:
+                self._total = InterestSums(len(space.parameters.half_lives_s), space.dimension, self.newest_s)
+            else:
+                self._total = self.folded.copy()
+            self._settled = 0
+        count = len(self.events)
+        if count - self._settled > ONE_BY_ONE:
+            _accumulate(self._total, self.events.columns(self._settled), space)
+        else:
+            for place in range(self._settled, count):
+                self._add(self._total, place, space)
+        self._settled = count
+
+    def rest(self) -> None:
+        """Drops what can be worked out again, until the next `settle`."""
+        self._total = None
+        self._seen_key, self._seen_rows = None, _NO_ROWS
+        self.events.trim()
+
     def rederive(self, space: ItemSpace) -> None:
-        """Computes the sums afresh from the events, for another snapshot or after loading. Exact inside the ring.
+        """Turns to another snapshot, or to the events that were loaded. Exact inside the ring.
 
         The folded sum is carried over by the linear map that the catalogue fitted between the two snapshots.
         """
-        half_lives_s = space.parameters.half_lives_s
         if self.folded is not None and self.folded_version != space.version:
             self.folded = _carried_over(self.folded, space.folded_map(self.folded_version), space)
             self.folded_version = space.version
-        events = list(self.events.values())
-        self.newest_s = max((event.time_s for event in events), default=0.0)
-        self.newest_s = max(self.newest_s, self.folded_newest_s)
-        if self.folded is None:
-            self.total = InterestSums(len(half_lives_s), space.dimension, self.newest_s)
-        else:
-            self.total = self.folded.copy()
-        _accumulate(self.total, events, space)
+        self.newest_s = max(self.events.newest_us() / 1e6, self.folded_newest_s)
+        self._total = None
+        self._settled = 0
         self.generation = space.generation
         self.segment_prior = None
         self.refresh_prior(space)
@@ -204,7 +299,8 @@ class Profile:
         """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
         key = (*catalogue_version, self.lsn)
         if key != self._seen_key:
-            ids = self.folded_items.keys() | {event.item_id for event in self.events.values()}
+            ids = self.events.item_ids()
+            ids.update(self.folded_items)
             rows = [row for row in map(row_of, ids) if row is not None]
             self._seen_rows = np.array(rows, dtype=np.int64)
             self._seen_key = key
@@ -222,32 +318,38 @@ class Profile:
         total = max(self.total.masses_at(self.newest_s, parameters.half_lives_s))
         return min(1.0, folded / total) if total > 0.0 else 0.0
 
-    def _is_positive(self, event: UserEvent, space: ItemSpace) -> bool:
-        return space.parameters.gain(KIND_NAMES[event.kind], event.value) > 0.0
-
-    def _add(self, event: UserEvent, space: ItemSpace, sign: int) -> None:
-        vector = space.vector(event.item_id)
-        gain = space.parameters.gain(KIND_NAMES[event.kind], event.value)
+    def _add(self, total: InterestSums, place: int, space: ItemSpace) -> None:
+        item_id, kind, value, time_us = self.events.gist(place)
+        vector = space.vector(item_id)
+        gain = space.gains.one(kind, value)
         if vector is not None and gain:
-            self.total.add(gain, vector, event.time_s, space.parameters.half_lives_s, sign)
+            total.add(gain, vector, time_us / 1e6, space.parameters.half_lives_s)
 
-    def _undo(self, undo: UserEvent, space: ItemSpace) -> tuple[Applied, UserEvent | None]:
+    def _undo(self, undo: UserEvent) -> tuple[Applied, UserEvent | None]:
         target_id = undo.undone_event_id
         if target_id in self.undone:
-            return Applied.DUPLICATE, None
+            return DUPLICATE
         if self._is_folded(target_id):
             return Applied.UNDO_TOO_OLD, None
+        if not self.undone:
+            self.undone = {}
         self.undone[target_id] = undo.time_us
-        target = self.events.pop(target_id, None)
-        if target is None:
-            return Applied.RECORDED, None
-        self._add(target, space, -1)
+        popped = self.events.pop(target_id)
+        if popped is None:
+            return RECORDED
+        target, counted = popped
+        if counted:
+            # Until `uncount` says what counts instead.
+            self._count_apart(target.item_id, target.time_us)
+        self._total = None
         if target.time_s >= self.newest_s:
-            times = (event.time_s for event in self.events.values())
-            self.newest_s = max(self.folded_newest_s, max(times, default=0.0))
-        if not self.events and self.folded is None:
-            self.total = InterestSums(len(space.parameters.half_lives_s), space.dimension)
+            self.newest_s = max(self.folded_newest_s, self.events.newest_us() / 1e6)
         return Applied.RECORDED, target
+
+    def _count_apart(self, item_id: str, time_us: int) -> None:
+        if not self._counted_apart:
+            self._counted_apart = {}
+        self._counted_apart[item_id] = time_us
 
     def _is_folded(self, event_id: str) -> bool:
         if not len(self.folded_ids):
@@ -257,18 +359,11 @@ class Profile:
         return place < len(self.folded_ids) and bool(self.folded_ids[place] == wanted)
 
 
-def _accumulate(sums: InterestSums, events: Sequence[UserEvent], space: ItemSpace) -> None:
+def _accumulate(sums: InterestSums, events: Columns, space: ItemSpace) -> None:
     """Adds events whose item the catalogue knows; one without a vector counts for nothing."""
-    gains, vectors, times = [], [], []
-    for event in events:
-        vector = space.vector(event.item_id)
-        gain = space.parameters.gain(KIND_NAMES[event.kind], event.value)
-        if vector is not None and gain:
-            gains.append(gain)
-            vectors.append(vector)
-            times.append(event.time_s)
-    if gains:
-        sums.add_many(np.array(gains), np.array(vectors), np.array(times), space.parameters.half_lives_s)
+    vectors, known = space.vectors(events.numbers)
+    gains = space.gains.many(events.kinds, events.values) * known
+    sums.add_many(gains, vectors, events.times_us / 1e6, space.parameters.half_lives_s)
 
 
 def _carried_over(old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace) -> InterestSums | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import UserEvent
+from heliotrope_server.event_ring import EventRing
 from heliotrope_server.interest import InterestSums
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import ItemSpace, Profile
@@ -25,7 +26,9 @@ from heliotrope_server.residuals import Heard, Residuals
 from heliotrope_server.segments import SegmentMembers
 
 FORMAT_VERSION = 1
+PROFILE_FORMAT_VERSION = 2
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
+SETTLED = 4_096  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
 PLAIN_KEY_ID = 0  # every stored record names the key it is encrypted under; 0 is none
 
 _META_KEY = b"checkpoint"
@@ -52,6 +55,7 @@ class ProfileStore:
         self.segments = SegmentMembers()
         self._load_segments()
         self._cache: OrderedDict[str, Profile] = OrderedDict()
+        self._settled: OrderedDict[str, Profile] = OrderedDict()
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
         self._cut: set[str] = set()
@@ -62,7 +66,17 @@ class ProfileStore:
         self._saved_popularity_version = -1
 
     def get(self, user_id: str, space: ItemSpace) -> Profile | None:
-        """The profile, current for `space`, or None for an unknown user."""
+        """The profile to be read, settled for `space`, or None for an unknown user."""
+        profile = self._current(user_id, space)
+        if profile is not None:
+            profile.settle(space)
+            self._settled[user_id] = profile
+            self._settled.move_to_end(user_id)
+            if len(self._settled) > SETTLED:
+                self._settled.popitem(last=False)[1].rest()
+        return profile
+
+    def _current(self, user_id: str, space: ItemSpace) -> Profile | None:
         profile = self._cache.get(user_id)
         if profile is None:
             if user_id in self._deleted or self._encoded.get(user_id, b"") is None:
@@ -80,8 +94,14 @@ class ProfileStore:
 
     def edit(self, user_id: str, space: ItemSpace) -> Profile:
         """The profile, new for an unknown user, about to be changed."""
-        self._preserve(user_id)
-        profile = self.get(user_id, space)
+        if user_id in self._cut:
+            self._preserve(user_id)
+        profile = self._cache.get(user_id)
+        if profile is not None and profile.generation == space.generation:
+            self._cache.move_to_end(user_id)
+            self._dirty.add(user_id)
+            return profile
+        profile = self._current(user_id, space)
         if profile is None:
             profile = self._cache[user_id] = Profile(user_id, space)
             self._deleted.discard(user_id)
@@ -99,6 +119,7 @@ class ProfileStore:
         """Forgets the user: at once in memory, in the store with the next checkpoint."""
         self._preserve(user_id)
         self._cache.pop(user_id, None)
+        self._settled.pop(user_id, None)
         self._dirty.discard(user_id)
         self._deleted.add(user_id)
 
@@ -238,6 +259,7 @@ class ProfileStore:
         clean = [user_id for user_id in self._cache if user_id not in self._dirty]
         for user_id in clean[:surplus]:
             del self._cache[user_id]
+            self._settled.pop(user_id, None)
 
     def _read_meta(self) -> dict[str, Any]:
         with self._env.begin(db=self._meta_db) as transaction:
@@ -253,16 +275,13 @@ class ProfileStore:
 
 
 def encode_profile(profile: Profile) -> bytes:
-    """A profile as msgpack. The sums of the ring are not stored: they are derived on loading."""
+    """A profile as msgpack, without what is empty. The sums of the ring are not stored: they are derived on reading."""
     folded = profile.folded
-    events = [
-        (event.event_id, event.kind, event.item_id, event.value, event.time_us) for event in profile.events.values()
-    ]
     pooled = profile.declared_pooled
     body = {
         "lsn": profile.lsn,
-        "events": events,
-        "undone": profile.undone,
+        "events": profile.events.dump() if profile.events else None,
+        "undone": dict(profile.undone),
         "folded": None
         if folded is None
         else (folded.landmark_s, folded.masses, folded.sums.shape[1], folded.sums.tobytes()),
@@ -272,52 +291,61 @@ def encode_profile(profile: Profile) -> bytes:
         "folded_ids": profile.folded_ids.tobytes(),
         "folded_items": list(profile.folded_items),
         "folded_times_us": list(profile.folded_items.values()),
-        "counted": profile.counted,
+        "counted_apart": profile.counted_apart(),
         "segments": profile.segments,
         "declared": profile.declared_interests,
         "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
         "declared_model": profile.declared_model_version,
     }
-    blob: bytes = msgpack.packb((FORMAT_VERSION, PLAIN_KEY_ID, msgpack.packb(body)))
+    packed = msgpack.packb({name: value for name, value in body.items() if value})
+    blob: bytes = msgpack.packb((PROFILE_FORMAT_VERSION, PLAIN_KEY_ID, packed))
     return blob
 
 
 def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
-    """The inverse of encode_profile, with the sums derived for `space`."""
+    """The inverse of encode_profile, for `space`; reads format 1 too. Raises DataFolderError for others."""
     version, key_id, packed = msgpack.unpackb(blob)
-    if version != FORMAT_VERSION or key_id != PLAIN_KEY_ID:
+    if not 1 <= version <= PROFILE_FORMAT_VERSION or key_id != PLAIN_KEY_ID:
         raise DataFolderError(
             f"the stored profile has format version {version} and key id {key_id}; "
-            f"this server reads {FORMAT_VERSION} and {PLAIN_KEY_ID}"
+            f"this server reads 1 to {PROFILE_FORMAT_VERSION} and {PLAIN_KEY_ID}"
         )
     body = msgpack.unpackb(packed)
     profile = Profile(user_id, space)
-    profile.lsn = body["lsn"]
-    profile.events = {
-        event_id: UserEvent(user_id, event_id, kind, item_id, value, time_us)
-        for event_id, kind, item_id, value, time_us in body["events"]
-    }
-    profile.undone = body["undone"]
-    if body["folded"] is not None:
+    profile.lsn = body.get("lsn", 0)
+    if version == 1:
+        events = [
+            UserEvent(user_id, event_id, kind, item_id, value, time_us)
+            for event_id, kind, item_id, value, time_us in body["events"]
+        ]
+        profile.restore(events, body.get("counted", {}))
+    else:
+        if "events" in body:
+            profile.events = EventRing.load(user_id, body["events"])
+        profile.restore([], body.get("counted_apart", {}))
+    if body.get("undone"):
+        profile.undone = body["undone"]
+    if body.get("folded") is not None:
         landmark_s, masses, dimension, sums = body["folded"]
         profile.folded = InterestSums(len(masses), dimension, landmark_s)
         profile.folded.masses = list(masses)
         profile.folded.sums = np.frombuffer(sums, dtype=np.float64).reshape(len(masses), dimension).copy()
-    profile.folded_version = body["folded_version"]
-    profile.folded_count = body["folded_count"]
-    profile.folded_newest_s = body["folded_newest_s"]
-    profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
-    folded_items = body["folded_items"]
-    # Profiles written before each user counted once per item know no times: what they counted decays away.
-    profile.folded_items = dict(zip(folded_items, body.get("folded_times_us", [0] * len(folded_items)), strict=True))
-    profile.counted = body.get("counted", {})
+    profile.folded_version = body.get("folded_version", "")
+    profile.folded_count = body.get("folded_count", 0)
+    profile.folded_newest_s = body.get("folded_newest_s", 0.0)
+    if body.get("folded_items"):
+        profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
+        folded_items = body["folded_items"]
+        # Profiles written before each user counted once per item know no times: what they counted decays away.
+        times_us = body.get("folded_times_us", [0] * len(folded_items))
+        profile.folded_items = dict(zip(folded_items, times_us, strict=True))
     # Profiles written before there were segments have none.
     profile.segments = tuple(body.get("segments", ()))
-    profile.declared_interests = tuple(body["declared"])
-    if body["declared_pooled"] is not None:
+    profile.declared_interests = tuple(body.get("declared", ()))
+    if body.get("declared_pooled") is not None:
         shape, pooled = body["declared_pooled"]
         profile.declared_pooled = np.frombuffer(pooled, dtype=np.float32).reshape(shape)
-    profile.declared_model_version = body["declared_model"]
+    profile.declared_model_version = body.get("declared_model", "")
     profile.rederive(space)
     return profile
 

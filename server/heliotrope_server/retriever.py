@@ -44,16 +44,23 @@ class Ranking(NamedTuple):
     certified: bool
 
 
+class Boosts(Protocol):
+    """Stands in for an array (n,) of boosts where only some rows of it are needed."""
+
+    def __getitem__(self, rows: NDArray[np.int64] | int | slice) -> NDArray[np.float32]: ...
+
+
 class LiveView(NamedTuple):
     """All that changes between two searches, taken on the event loop at one moment.
 
-    `boosts` (n,) is gamma * log1p(count) by row; `trending` are the rows with the largest, at most TRENDING of
-    them, with their vectors and what their score holds beyond taste (bias and boost); `outside` is the largest
-    boost of any other row. `moved` are the snapshot's rows that are served with an online residual, never among the
-    trending, with their vectors and terms in the same way. `alive` is None when no row is dead.
+    `boosts` (n,) is gamma * log1p(count) by row, or what computes it for the rows that it is indexed by; `trending` are
+    the rows with the largest, at most TRENDING of them, with their vectors and what their score holds beyond taste
+    (bias and boost); no other row has a boost above `outside`. `moved` are the snapshot's rows that are served with an
+    online residual, never among the trending, with their vectors and terms in the same way. `alive` is None when no row
+    is dead.
     """
 
-    boosts: NDArray[np.float32]
+    boosts: "NDArray[np.float32] | Boosts"
     trending: NDArray[np.int64]
     trending_vectors: NDArray[np.float32]
     trending_terms: NDArray[np.float32]
@@ -64,6 +71,19 @@ class LiveView(NamedTuple):
     delta_vectors: NDArray[np.float32]
     delta_bias: NDArray[np.float32]
     alive: NDArray[np.bool_] | None
+
+
+class CandidateIndex(Protocol):
+    """An index over [x ; b], padded to `d` columns, with FAISS's own search by inner product.
+
+    It returns scores and rows (m, k) for queries (m, d); row -1 where there are no more.
+    """
+
+    d: int
+
+    def search(
+        self, x: NDArray[np.float32], k: int, *, params: Any = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 
 
 class Retriever(Protocol):
@@ -169,7 +189,7 @@ class ExactRetriever:
             scores[:, live.moved] = matrix @ live.moved_vectors.T + self._bias[live.moved]
         if size > base_count:
             scores[:, base_count:] = matrix @ live.delta_vectors.T + live.delta_bias
-        scores += live.boosts
+        scores += live.boosts[:]
         scores += self._intercept
         if live.alive is not None:
             scores[:, ~live.alive] = -np.inf
@@ -187,35 +207,38 @@ class FaissRetriever:
     dead rows, exclusions) is not computed for them.
     """
 
-    def __init__(self, catalogue: LiveCatalogue) -> None:
+    def __init__(self, catalogue: LiveCatalogue, index: CandidateIndex | None = None) -> None:
+        """`index`, over all rows, stands in place of the snapshot's own."""
         # faiss takes 0.2 s to import and is not needed by small catalogues.
         import faiss
 
         search = catalogue.parameters.search
-        index = catalogue.snapshot.index()
-        if search is None or index is None:
+        own = catalogue.snapshot.index()
+        if search is None or own is None:
             raise ValueError(f"snapshot {catalogue.version} holds no index")
         self._faiss: Any = faiss
         self._dimension = catalogue.dimension
         self._base_count = catalogue.base_count
         self._intercept = np.float32(catalogue.parameters.intercept)
-        self._index = index
-        self._nprobe = search.nprobe
+        self._index: CandidateIndex = own if index is None else index
+        # An index that was brought holds the head too, and is always searched.
+        head = search.head if index is None else 0
+        self._nprobe = search.nprobe if index is None else 1
         self._candidates = search.candidates
         self._parameters = faiss.SearchParametersIVF(nprobe=max(search.nprobe, 1))  # type: ignore[call-arg]
         self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
         self._bias = catalogue.snapshot.bias.view(np.ndarray)
         self._vectors_pointer = faiss.cast_integer_to_float_ptr(self._vectors.ctypes.data)
-        if not search.nprobe:
+        if not self._nprobe:
             self._longest = float(np.linalg.norm(self._vectors, axis=1).max())
-        self._head = head_rows(self._bias, search.head)
-        self._head_vectors = index_rows(self._vectors[self._head], self._bias[self._head], index.d)
+        self._head = head_rows(self._bias, head)
+        self._head_vectors = index_rows(self._vectors[self._head], self._bias[self._head], self._index.d)
         self._marks = np.zeros(catalogue.base_count, dtype=np.bool_)
         self._gains = np.zeros(catalogue.base_count, dtype=np.float32)
         self._met = np.zeros(catalogue.base_count, dtype=np.bool_)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
-        factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
+        factory = catalogue.snapshot.manifest.quality.get("index", type(own).__name__)
         self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:

@@ -1,13 +1,15 @@
 """Settings of the server, validated when built; nothing else reads the environment."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from heliotrope_server.list_rules import MAX_EXPLORE_SHARE, MAX_PER_CATEGORY, NO_RULES, ListRules
 
 MAX_SHARDS = 64
+Device = Literal["auto", "cpu", "cuda"]
+IndexKind = Literal["flat", "ivf", "cagra"]
 SLOT_COUNT = 16_384
 
 
@@ -99,6 +101,10 @@ class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 50_051
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = 1
+    device: Device = "auto"
+    """Where candidates are searched; auto: on a GPU if one works, cuda: no start without."""
+    device_index: IndexKind = "flat"
+    """What is built there."""
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     tls_certificate: Path | None = None
     tls_key: Path | None = None

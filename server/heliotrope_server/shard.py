@@ -32,13 +32,13 @@ from heliotrope.v1 import (
     profile_pb2,
     profile_pb2_grpc,
     recommendation_pb2,
-    recommendation_pb2_grpc,
 )
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
+from heliotrope_server.gpu_retriever import SearchDevice
 from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.learning.online import OnlineLearning
@@ -109,6 +109,8 @@ class Shard:
         lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
         # The supervisor has verified the hashes of this version before it started any shard.
         catalogue = LiveCatalogue(store.open(verify=False))
+        device = SearchDevice(server.device, server.device_index)
+        device.prepare(catalogue)
         engine = Engine(
             folder,
             server.data / "catalogue",
@@ -116,11 +118,12 @@ class Shard:
             Embedder(encoder),
             settings.layout.clock(settings.index),
             server.engine,
+            make_retriever=device.make_retriever,
         )
         check_model(catalogue.snapshot, engine)
         catalogue_log = RecordLog(server.data / "catalogue") if settings.index == 0 else None
         await engine.start(partial(learn_old_maps, store))
-        activation = Activation(engine, store)
+        activation = Activation(engine, store, device.prepare)
         peers = Peers(settings.index, settings.sockets)
         engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()
@@ -208,9 +211,7 @@ class Shard:
         server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
         router = Router(peers, forward=public)
         addresses = self._settings.addresses
-        recommendation_pb2_grpc.add_RecommendationServiceServicer_to_server(
-            RecommendationServicer(engine, router), server
-        )
+        RecommendationServicer(engine, router).add_to(server)
         event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(engine, router), server)
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)

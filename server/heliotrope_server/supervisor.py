@@ -14,6 +14,7 @@ from pathlib import Path
 from heliotrope_export import TextEncoder, check_single_runtime
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import learn_old_maps
+from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
 from heliotrope_server.layout import lock_data, open_layout
 from heliotrope_server.settings import ServerSettings
@@ -44,9 +45,11 @@ class Supervisor:
         lock = lock_data(self._settings.data)
         reserved: list[socket.socket] = []
         try:
+            # The shards import what they need while the files of the snapshot are hashed.
+            for index in range(self._settings.shards):
+                self._processes[index] = await _spawned()
             version, plans = await asyncio.to_thread(self._plan, runtime, reserved)
-            keepers = [asyncio.create_task(self._start(plan)) for plan in plans]
-            await asyncio.gather(*keepers)
+            await asyncio.gather(*(self._start(plan, self._processes[plan.index]) for plan in plans))
             entry = plans[0].listen[0]
             shards = "1 shard" if len(plans) == 1 else f"{len(plans)} shards"
             print(f"heliotrope: serving {version} on {entry} ({shards})", flush=True)
@@ -68,6 +71,10 @@ class Supervisor:
         if settings.model is not None:
             # Verifies the hashes, so that a damaged model ends the start and not the first request.
             TextEncoder.open(settings.model)
+        if settings.device == "cuda":
+            problem = device_problem()
+            if problem is not None:
+                raise StartError(f"--device cuda: {problem}; start with --device auto or cpu")
         layout = open_layout(settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store))
         sockets = [runtime / f"shard-{index}.sock" for index in range(settings.shards)]
         shown_host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
@@ -97,19 +104,8 @@ class Supervisor:
             ports.append(held.getsockname()[1])
         return ports
 
-    async def _start(self, plan: ShardSettings) -> None:
-        """Starts one shard and waits until it is ready."""
-        # One thread per shard in BLAS and OpenMP: shards are how the server uses more cores.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "heliotrope_server.shard",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
+    async def _start(self, plan: ShardSettings, process: asyncio.subprocess.Process) -> None:
+        """Has a new process serve one shard and waits until it is ready."""
         self._processes[plan.index] = process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(plan.model_dump_json().encode() + b"\n")
@@ -139,7 +135,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             try:
-                await self._start(plan)
+                await self._start(plan, await _spawned())
             except StartError:
                 if failed == MAX_FAILED_STARTS:
                     raise
@@ -160,6 +156,21 @@ class Supervisor:
                 logger.error("a shard did not drain within %.0f s and is killed", patience_s)
                 process.kill()
                 await process.wait()
+
+
+async def _spawned() -> asyncio.subprocess.Process:
+    """A process that becomes a shard as soon as it is told which."""
+    # One thread per shard in BLAS and OpenMP: shards are how the server uses more cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "heliotrope_server.shard",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,11 +1,12 @@
 """The generator against a real gRPC server in another process."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from heliotrope_bench.empty_server import METHOD, SERVICE, EmptyServer
+from heliotrope_bench.empty_server import METHOD, SERVICE, STREAM_METHOD, EmptyServer
 from heliotrope_bench.generator import Load, PreparedCall, generate, histogram, poisson_arrivals
 from heliotrope_bench.load import summarise
 
@@ -50,6 +51,22 @@ def test_latency_counts_from_when_a_call_was_due() -> None:
         outcome = generate(Load(server.address, [CALL], start, 1.0, 0.0, due_s=np.zeros(20)))
     row = summarise([outcome])
     assert row["errors"] == 0 and row["p50_ms"] >= 1_000 and row["send_lag_p99_ms"] >= 1_000
+
+
+def test_streams_are_answered_in_order_and_each_message_counts() -> None:
+    message = PreparedCall(f"/{SERVICE}/{STREAM_METHOD}", b"", units=2)
+    with EmptyServer(None) as server:
+        load = Load(server.address, [message], time.monotonic(), 0.4, 0.1, concurrency=12, streams=3)
+        outcome = generate(load)
+    assert outcome.calls > 12 and outcome.units == 2 * outcome.calls and not outcome.errors
+    assert 0 < outcome.cpu_share <= 1.01
+
+
+def test_calls_go_to_the_address_that_they_name() -> None:
+    with EmptyServer(None) as server, EmptyServer(None) as other:
+        calls = [CALL, replace(UNKNOWN, address=other.address)]
+        outcome = generate(Load(server.address, calls, time.monotonic(), 60.0, 0.0, concurrency=1, once=True))
+    assert outcome.calls == 1 and outcome.errors == {"UNIMPLEMENTED": 1}
 
 
 def test_closed_loop_and_once() -> None:

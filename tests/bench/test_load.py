@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from heliotrope_bench.command import main
-from heliotrope_bench.load import parse_cpus
+from heliotrope_bench.job import run_job
+from heliotrope_bench.load import BARE, parse_cpus
 from heliotrope_bench.load_data import Population, mixed
 from heliotrope_bench.recall import SnapshotArrays, hits
 from tests.server.worlds import publish
 
-OTHERS = ("BatchRecommend", "mix", "RecordEvents")
+BATCH = "BatchRecommend(10), 256 a call: users"
+EMPTY = ["empty handler", "empty stream", "empty handler, a batch of 256 a call"]
+ASKED = ["Recommend(10)", "Recommend(10) of diversity 0.3", "StreamRecommend(10)", BATCH]
 SHORT = ["--duration-s", "1.5", "--warm-up-s", "0.3", "--rounds", "1", "--users", "40", "--events-per-user", "5"]
 
 
@@ -24,16 +27,36 @@ def test_every_case_runs_and_the_answers_are_right(tmp_path: Path) -> None:
     arguments = ["load", "--snapshots", str(tmp_path / "store"), "--server-cpus", core, "--rate", "50"]
     assert main([*arguments, *SHORT, "--intake-events", "3000", "--p99-ms", "5000", "--out", str(out)]) == 0
     report = json.loads(out.read_text())
-    rows = {row["case"].partition(",")[0]: row for row in report["results"]}
-    assert list(rows) == ["empty handler", "Recommend(10)", "Recommend(10) of diversity 0.3", *OTHERS]
-    for row in rows.values():
-        assert {"rate_per_s", "p50_ms", "p99_ms", "p99_9_ms", "errors"} <= set(row)
+    rows = {row["case"]: row for row in report["results"]}
+    mix, intake = "mix, open loop, 50/s due", [f"RecordEvents, {size} a call: events" for size in ("100", "1,000")]
+    assert list(rows) == [*EMPTY, *ASKED, BARE, mix, *intake]
+    for case, row in rows.items():
         assert row["errors"] == 0 and row["rate_per_s"] > 0
-        assert row["p50_ms"] <= row["p99_ms"] <= row["p99_9_ms"]
-    served = rows["Recommend(10)"]
-    assert served["of_ceiling"] == pytest.approx(served["rate_per_s"] / rows["empty handler"]["rate_per_s"])
-    assert served["recall@10"] >= 0.95
-    assert rows["mix"]["holds_bound"] and report["settings"]["items"] == 400
+        if case != BARE:
+            assert row["p50_ms"] <= row["p99_ms"] <= row["p99_9_ms"] and 0 < row["generator_cpu"] <= 1.01
+    for case, ceiling in zip(ASKED, [EMPTY[0], EMPTY[0], EMPTY[1], EMPTY[2]], strict=True):
+        assert rows[case]["of_ceiling"] == pytest.approx(rows[case]["rate_per_s"] / rows[ceiling]["rate_per_s"])
+    assert rows[BATCH]["of_bare"] == pytest.approx(rows[BATCH]["rate_per_s"] / rows[BARE]["rate_per_s"])
+    assert rows["Recommend(10)"]["recall@10"] >= 0.95 and rows[BARE]["recall@10"] >= 0.95
+    assert rows[mix]["keeps_ms"] == [5000.0] and report["settings"]["items"] == 400
+
+
+def test_a_mix_takes_every_kind_of_call_and_half_the_highest_rate_is_measured(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    build = ["build", "--catalogue", str(tmp_path / "items.csv"), "--model", str(model_folder)]
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{row},Film {row}\n" for row in range(30)))
+    run_job([*build, "--out", str(tmp_path / "store")], show=False)
+    out = tmp_path / "load.json"
+    shares = ["--record-share", "0.2", "--batch-share", "0.2", "--upsert-share", "0.1", "--model", str(model_folder)]
+    arguments = ["load", "--snapshots", str(tmp_path / "store"), "--server-cpus", "", *shares, *SHORT, "--count", "5"]
+    assert main([*arguments, "--intake-events", "0", "--p99-ms", "9000", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["results"]
+    assert not any(row["errors"] for row in rows)
+    half, highest = rows[-1], rows[-2]
+    assert half["case"].startswith("mix, half of the highest rate within 9000 ms")
+    assert half["offered_per_s"] == pytest.approx(highest["offered_per_s"] / 2)
+    assert half["p99_over_p50"] == pytest.approx(half["p99_ms"] / half["p50_ms"])
 
 
 def test_the_population_is_seeded_and_prefers_some_items() -> None:
@@ -49,7 +72,7 @@ def test_a_mix_uses_each_record_call_once() -> None:
     population = Population(["a", "b"], 10, 0)
     recommend = population.recommend_calls(10, number=4)
     record = population.record_calls(number=1_000, events_per_call=2, salt="x")
-    calls = mixed(recommend, record, 1_000, 0.2, seed=1)
+    calls = mixed(recommend, [(0.2, record)], 1_000, seed=1)
     recorded = [call.request for call in calls if call.method.endswith("RecordEvents")]
     assert len(calls) == 1_000 and len(set(recorded)) == len(recorded) == pytest.approx(200, abs=50)
 

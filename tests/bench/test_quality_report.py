@@ -68,6 +68,16 @@ def test_the_page_says_what_the_results_say(results: Path, tmp_path: Path) -> No
     assert "half life s 60.0" in text and "None" not in text and "nan" not in text
 
 
+def test_a_page_of_ours_alone_compares_with_no_other(results: Path, tmp_path: Path) -> None:
+    for path in results.rglob("*.json"):
+        if path.stem in ("popularity", "chance"):
+            path.unlink()
+    options = ReportOptions(results=results, out=tmp_path / "parts.md", title="What each part is worth")
+    run(options, [], Console(file=io.StringIO()))
+    text = options.out.read_text(encoding="utf-8")
+    assert text.startswith("# What each part is worth\n") and "In short" not in text and "| heliotrope |" in text
+
+
 def test_the_same_results_make_the_same_page(results: Path, tmp_path: Path) -> None:
     pages = []
     for name in ("one", "two"):

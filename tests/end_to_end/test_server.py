@@ -107,6 +107,16 @@ def test_streams_answer_in_order_and_go_on_after_an_error(client):
     assert receipts[1].rejected[0].error.reason == "ITEM_NOT_FOUND"
 
 
+def test_a_reader_that_leaves_in_mid_stream_takes_nothing_with_it(client):
+    asked = client.recommend_stream((USERS[number % 24] for number in range(5_000)), count=5)
+    first = [next(asked) for _ in range(3)]
+    asked.close()
+    again = list(client.recommend_stream(USERS[:3], count=5))
+    assert [[each.item_id for each in answer.recommendations] for answer in again] == [
+        [each.item_id for each in answer.recommendations] for answer in first
+    ]
+
+
 def test_popularity_reaches_the_other_shard(client):
     item = "i150"
     before = [shard.get_item(item).live_event_count for shard in shard_clients(client)]

@@ -1,11 +1,12 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnxruntime import get_available_providers
 
 from heliotrope_export.manifest import VariantName
-from heliotrope_export.session import CPU, CUDA, candidates, open_session
+from heliotrope_export.session import CPU, CUDA, candidates, open_session, run_bound
 
 ALL: list[VariantName] = ["fp32", "fp16", "int8"]
 
@@ -33,3 +34,12 @@ def test_a_provider_that_does_not_work_is_reported_and_not_used(
     with caplog.at_level(logging.WARNING), pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         assert open_session(tiny_model / "model.fp16.onnx", CUDA, threads=1) is None
     assert "CUDAExecutionProvider is offered but does not work on this machine" in caplog.text
+
+
+def test_a_run_with_bound_memory_is_the_run(tiny_model: Path) -> None:
+    session = open_session(tiny_model / "model.fp32.onnx", CPU, threads=1)
+    assert session is not None
+    tokens = np.array([[2, 9, 12, 3], [2, 30, 3, 1]])
+    inputs = {"input_ids": tokens, "attention_mask": (tokens != 1).astype(np.int64)}
+    inputs = {entry.name: inputs.get(entry.name, np.zeros_like(tokens)) for entry in session.get_inputs()}
+    np.testing.assert_array_equal(run_bound(session, inputs, "cpu"), session.run(None, inputs)[0])

@@ -14,7 +14,7 @@ import pytest
 
 from heliotrope_indexer.ann_index import build_index
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotNotFoundError
-from heliotrope_indexer.manifest import ARRAY_FILES, INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, content_hash
+from heliotrope_indexer.manifest import ARRAY_FILES, ID_FILES, INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, content_hash
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore, write_snapshot
 from tests.indexer.conftest import some_items
@@ -229,7 +229,7 @@ def test_a_url_store_moves_current_last(
     monkeypatch.setattr(type(memory), "pipe_file", _recording(type(memory).pipe_file, order, 1))
     SnapshotStore("memory://bucket/store", cache=tmp_path / "cache").publish(tmp_path / "draft")
     assert order[-2:] == [MANIFEST_FILE, "CURRENT"]
-    assert set(order[:-2]) == {*ARRAY_FILES, ITEMS_FILE}
+    assert set(order[:-2]) == {*ARRAY_FILES, *ID_FILES, ITEMS_FILE}
 
 
 def _recording(method: Callable[..., Any], order: list[str], at: int) -> Callable[..., Any]:

@@ -113,7 +113,7 @@ def test_a_mapping_to_an_absent_column_raises(tmp_path: Path) -> None:
         Source(tmp_path / "a.csv", {"colour": "x"}).resolve(["x"], {"title": ("title",)})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=12))
 def test_no_bytes_break_the_reader_or_vanish(tmp_path: Path, body: list[bytes]) -> None:
     path = tmp_path / "any.csv"

@@ -261,6 +261,50 @@ async def test_forgetting_a_user_survives_a_restart(tmp_path):
         assert engine.profile("stays").event_count == 1
 
 
+async def test_profiles_beyond_those_whose_sums_are_kept_answer_the_same(tmp_path, monkeypatch):
+    served = worlds.catalogue(tmp_path)
+    events = worlds.random_events(np.random.default_rng(3), 200, users=20, now_s=NOW_S)
+    users = [f"u{number}" for number in range(20)]
+    async with worlds.engine(tmp_path / "all", served, wall_clock=clock) as engine:
+        await engine.record(events)
+        wanted = await state(engine, users)
+    monkeypatch.setattr("heliotrope_server.profile_store.SETTLED", 3)
+    async with worlds.engine(tmp_path / "few", served, wall_clock=clock) as engine:
+        for start in range(0, len(events), 50):
+            await engine.record(events[start : start + 50])
+            await state(engine, users)
+        assert_same(await state(engine, users), wanted)
+        assert sum(profile._total is not None for profile in engine.store._cache.values()) == 3
+
+
+async def test_a_batch_does_what_its_events_do_one_by_one(tmp_path):
+    served = worlds.catalogue(tmp_path, young=worlds.YOUNG)
+    rng = np.random.default_rng(9)
+    events = worlds.random_events(rng, 300, items=20, now_s=NOW_S, days=30.0)
+    undos = [
+        event(f"undo-{number}", user=one.user_id, kind=EventKind.UNDO, undone=one.event_id)
+        for number, one in enumerate(events[::7])
+    ]
+    batch = [*events, *undos, *events[::5]]
+    batch = [batch[place] for place in rng.permutation(len(batch))]
+    users = [f"u{number}" for number in range(5)]
+    async with worlds.engine(tmp_path / "one", served, wall_clock=clock, ring_size=32) as engine:
+        fates = [(await engine.record([each]))[0][0] for each in batch]
+        wanted, counts, lsn = await state(engine, users), engine.popularity.counts_at(NOW_S), engine.applied_lsn
+        counted = {user: engine.profile(user).counted for user in users}
+        heard = {item_id: heard.users for item_id, heard in engine.residuals.own.items()}
+    served = worlds.catalogue(tmp_path / "again", young=worlds.YOUNG)
+    async with worlds.engine(tmp_path / "batch", served, wall_clock=clock, ring_size=32) as engine:
+        found, last_lsn = await engine.record(batch)
+        assert [fate.applied for fate in found] == [fate.applied for fate in fates]
+        assert {fate.applied for fate in fates} >= {Applied.RECORDED, Applied.DUPLICATE}
+        assert last_lsn == engine.applied_lsn == lsn
+        assert_same(await state(engine, users), wanted)
+        np.testing.assert_allclose(engine.popularity.counts_at(NOW_S), counts, rtol=1e-9, atol=1e-12)
+        assert {user: engine.profile(user).counted for user in users} == counted
+        assert {item_id: heard.users for item_id, heard in engine.residuals.own.items()} == heard and heard
+
+
 async def test_profiles_beyond_the_cache_are_read_back_from_disk(tmp_path):
     served = worlds.catalogue(tmp_path)
     users = [f"u{number}" for number in range(40)]

@@ -1,8 +1,12 @@
 """Admission; the refusals with their limits are tested through gRPC in tests/end_to_end."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from heliotrope.v1 import event_pb2, recommendation_pb2
 from heliotrope_server import answerer, explanation
-from heliotrope_server.event import EventKind, admit
+from heliotrope_server.errors import InvalidArgumentError
+from heliotrope_server.event import Admission, EventKind, admit
 from heliotrope_server.profile_store import FORMAT_VERSION
 
 NOW_S = 1.7e9
@@ -47,3 +51,32 @@ def test_a_value_defaults_to_one_and_history_may_be_old():
     assert admitted().value == 1.0
     assert admitted(kind=EventKind.RATING, value=0.0).value == 0.0
     assert admitted(time_s=0.0, history_import=True).time_us == 0
+
+
+IDS = st.sampled_from(["", "i", "é", "x" * 128, "x" * 129, "é" * 65, "x" * 256, "x" * 257])
+DAY_S = 86_400.0
+
+
+@given(
+    user_id=IDS,
+    event_id=IDS,
+    kind=st.integers(-1, 11),
+    item_id=IDS,
+    value=st.none() | st.sampled_from([0.0, -0.0, 1.0, 10.0, 10.5, 100.0, 101.0, -1.0, float("nan"), float("inf")]),
+    time_s=st.none()
+    | st.sampled_from(
+        [NOW_S, NOW_S - DAY_S, NOW_S - DAY_S - 1, NOW_S + 300, NOW_S + 301, 0.0, -5.0, NOW_S - 0.1234567]
+    ),
+    undone_event_id=IDS,
+    history_import=st.booleans(),
+)
+def test_the_admission_of_a_batch_says_of_each_event_what_admit_says(history_import, **event):
+    def outcome(ask):
+        try:
+            return ask()
+        except InvalidArgumentError as error:
+            return (error.reason, str(error), error.metadata)
+
+    one = outcome(lambda: admit(**event, clock_s=NOW_S, window_s=DAY_S, history_import=history_import))
+    admission = Admission(NOW_S, DAY_S, history_import)
+    assert outcome(lambda: admission.admit(**event)) == one

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliotrope_server.interest import MAX_EXPONENT, InterestSums, interest_vectors, power_of_two
+from heliotrope_indexer.parameters import Parameters
+from heliotrope_server.event import KIND_NAMES, EventKind
+from heliotrope_server.interest import MAX_EXPONENT, GainTable, InterestSums, interest_vectors, power_of_two
 
 HALF_LIVES_S = (60.0, 86_400.0)
 TIMES = st.floats(0.0, 1e8)
@@ -36,6 +38,17 @@ def test_many_at_once_equals_one_by_one():
         one_by_one.add(gain, vector, time_s, HALF_LIVES_S)
     at_once.add_many(gains, vectors, times, HALF_LIVES_S)
     np.testing.assert_allclose(at_once.sums_at(1e7, HALF_LIVES_S), one_by_one.sums_at(1e7, HALF_LIVES_S), rtol=1e-9)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(KIND_NAMES)[:-1]), st.floats(0, 100)), min_size=1, max_size=20))
+def test_the_table_of_gains_says_what_the_parameters_say(events):
+    parameters = Parameters(half_lives_s=(1.0,), kappas=(1.0,), max_gain=0.75)
+    table = GainTable(parameters, KIND_NAMES)
+    expected = [parameters.gain(KIND_NAMES[kind], value) for kind, value in events]
+    assert [table.one(kind, value) for kind, value in events] == expected
+    kinds, values = zip(*events, strict=True)
+    assert table.many(np.array(kinds, dtype=np.uint8), np.array(values)).tolist() == expected
+    assert table.one(EventKind.UNDO, 1.0) == 0.0
 
 
 def test_twenty_years_of_a_one_minute_half_life_stay_finite():

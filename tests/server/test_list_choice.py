@@ -74,7 +74,7 @@ def test_without_diversity_the_order_is_that_of_the_scores():
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_one_group_each_the_walk_finds_the_best_sum_that_the_limits_admit(seed, limit, wanted):
     scores, _, groups = world(seed, count=9, kinds=3, limit=limit)
     scores = np.abs(scores)
@@ -93,7 +93,7 @@ def test_with_one_group_each_the_walk_finds_the_best_sum_that_the_limits_admit(s
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_limit_is_ever_broken_and_nobody_stands_twice(seed, diversity, floor):
     rng = np.random.default_rng(seed)
     scores, vectors, _ = world(seed, count=40)

@@ -28,7 +28,7 @@ async def test_a_passed_deadline_is_dropped_before_work():
         return questions
 
     batcher = MicroBatcher(work)
-    late = asyncio.create_task(batcher.submit("late", deadline_s=time.monotonic() - 1))
+    late = asyncio.ensure_future(batcher.submit("late", deadline_s=time.monotonic() - 1))
     on_time = await batcher.submit("on time", deadline_s=time.monotonic() + 60)
     with pytest.raises(DeadlinePassedError):
         await late
@@ -38,12 +38,12 @@ async def test_a_passed_deadline_is_dropped_before_work():
 
 async def test_too_many_waiting_are_refused_with_a_hint():
     batcher = MicroBatcher(lambda questions: questions, max_waiting=3)
-    tasks = [asyncio.create_task(batcher.submit(number)) for number in range(5)]
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    refused = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
-    assert len(refused) == 2
-    assert refused[0].metadata["limit"] == "3"
-    assert refused[0].retry_after_s > 0
+    waiting = [batcher.submit(number) for number in range(3)]
+    with pytest.raises(OverloadedError) as refused:
+        batcher.submit(3)
+    assert refused.value.metadata["limit"] == "3"
+    assert refused.value.retry_after_s > 0
+    assert [timed.result for timed in await asyncio.gather(*waiting)] == [0, 1, 2]
 
 
 async def test_an_error_reaches_every_caller_and_the_next_batch_works():
@@ -69,8 +69,8 @@ async def test_a_caller_that_has_gone_costs_no_work():
         return questions
 
     batcher = MicroBatcher(work)
-    gone = asyncio.create_task(batcher.submit("gone"))
-    staying = asyncio.create_task(batcher.submit("staying"))
+    gone = asyncio.ensure_future(batcher.submit("gone"))
+    staying = asyncio.ensure_future(batcher.submit("staying"))
     await asyncio.sleep(0)
     gone.cancel()
     await staying

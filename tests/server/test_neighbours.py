@@ -21,6 +21,12 @@ def clock():
     return NOW_S
 
 
+def like(profile, item_id, time_us):
+    event = UserEvent(profile.user_id, f"e{time_us}", EventKind.CLICK, item_id, 1.0, time_us)
+    profile.apply(event)
+    profile.count(event)
+
+
 def by_definition(engine, user):
     """Suggestion of every row, straight from the events: newest positive event of each item, newest items first."""
     served = engine.catalogue
@@ -139,12 +145,13 @@ def test_the_cache_is_bounded_and_follows_the_profile(tmp_path, monkeypatch):
     cache, profiles = SuggestionCache(served), []
     for number in range(4):
         profile = Profile(f"u{number}", served)
-        profile.counted = {f"i{1 + 3 * number}": 5}
+        like(profile, f"i{1 + 3 * number}", 5)
         profiles.append(profile)
     found = [cache.of(profile) for profile in profiles]
     assert len(cache._kept) == 2
     assert cache.of(profiles[3]) is found[3]
-    profiles[3].counted["i2"], profiles[3].lsn = 6, 1
+    like(profiles[3], "i2", 6)
+    profiles[3].lsn = 1
     again = cache.of(profiles[3])
     assert again is not found[3]
     np.testing.assert_array_equal(again.rows, suggestions(profiles[3], served).rows)

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from heliotrope_server.popularity import LivePopularity
 
@@ -24,6 +26,26 @@ def test_counts_are_those_of_the_definition_in_any_order():
         wanted[ROWS[item_id]] += 2.0 ** (-(now_s - time_s) / HALF_LIFE_S)
     np.testing.assert_allclose(make(events).counts_at(now_s), wanted, rtol=1e-9)
     np.testing.assert_allclose(make(events[::-1]).counts_at(now_s), wanted, rtol=1e-9)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1e7), st.booleans(), st.booleans()), max_size=60),
+    st.integers(1, 5),
+)
+def test_moves_are_laid_out_together_as_they_would_be_one_by_one(moves, most_moved):
+    """Whenever the counts are read, and however many moves may wait; d is in no catalogue."""
+    popularity, counted = make(), dict[str, float]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heliotrope_server.popularity.MOST_MOVED", most_moved)
+        for item_id, time_s, leaves, read in moves:
+            after_s = None if leaves else time_s
+            popularity.move(item_id, ROWS.get(item_id), counted.pop(item_id, None), after_s)
+            if after_s is not None:
+                counted[item_id] = after_s
+            if read:
+                wanted = [2.0 ** ((counted[each] - 1e7) / HALF_LIFE_S) if each in counted else 0.0 for each in ROWS]
+                np.testing.assert_allclose(popularity.counts_at(1e7), wanted, rtol=1e-9, atol=1e-12)
+                np.testing.assert_allclose(popularity.counts_of(np.arange(3), 1e7), wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_an_event_taken_back_is_not_counted():

@@ -20,6 +20,7 @@ from heliotrope_server.engine import Engine
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.record_log import RecordLog
+from heliotrope_server.retriever import Retriever, make_retriever
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.version_token import VersionClock
 
@@ -123,6 +124,7 @@ async def engine(
     *,
     wall_clock: Callable[[], float] = time.time,
     log_factory: Callable[[Path], RecordLog] = RecordLog,
+    make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     crash: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Engine]:
@@ -137,6 +139,7 @@ async def engine(
         EngineSettings(**settings),
         wall_clock=wall_clock,
         log_factory=log_factory,
+        make_retriever=make_retriever,
     )
     await subject.start()
     try:

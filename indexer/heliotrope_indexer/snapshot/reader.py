@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError, SnapshotNotFoundError
 from heliotrope_indexer.features import features
-from heliotrope_indexer.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, NEIGHBOUR_FILES, Manifest, check_size
+from heliotrope_indexer.item_ids import ItemIds, hash_table
+from heliotrope_indexer.manifest import (
+    ID_FILES,
+    INDEX_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    NEIGHBOUR_FILES,
+    Manifest,
+    check_size,
+)
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 
@@ -26,7 +35,7 @@ class Snapshot:
     version: str
     manifest: Manifest
     path: Path
-    item_ids: list[str]
+    item_ids: ItemIds
     """The n item ids in row order."""
     vectors: NDArray[np.float32]
     """(n, d): the item vectors x_i."""
@@ -74,10 +83,9 @@ class Snapshot:
         self.query_mean = self._array("query_mean.npy", (d,)) if has_young else None
         self.neighbours = self._read_neighbours(n) if self.parameters.neighbours is not None else None
         self._items = self._read_items()
-        self.item_ids = self._items.column("item_id").to_pylist()
+        self.item_ids = self._read_ids(n)
         # Snapshots written before items had a provider lack the column.
         self._has_providers = "provider" in self._items.column_names
-        self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @property
     def parameters(self) -> Parameters:
@@ -89,7 +97,7 @@ class Snapshot:
 
     def row_of(self, item_id: str) -> int | None:
         """The row of an item, None when the catalogue does not hold it."""
-        return self._rows.get(item_id)
+        return self.item_ids.row_of(item_id)
 
     def item(self, row: int) -> CatalogItem:
         """The catalogue entry of a row; IndexError outside of 0 .. n - 1."""
@@ -142,6 +150,23 @@ class Snapshot:
         if rows.min(initial=0) < -1 or rows.max(initial=-1) >= n:
             raise SnapshotFormatError(f"{rows_file} of snapshot {self.version} names rows outside of -1 .. {n - 1}")
         return Neighbours(rows, self._array(strengths_file, rows.shape))
+
+    def _read_ids(self, n: int) -> ItemIds:
+        ids = _chunk(self._items.column("item_id"))
+        hash_file, row_file = ID_FILES
+        if hash_file not in self.manifest.files:
+            return ItemIds(ids, *hash_table(ids.to_pylist()))
+        hashes, rows = self._loaded(hash_file), self._loaded(row_file)
+        if hashes.shape != (n,) or rows.shape != (n,) or hashes.dtype != np.uint64 or rows.dtype != np.int32:
+            raise SnapshotFormatError(
+                f"the hashes of ids of snapshot {self.version} are {hashes.dtype} {hashes.shape} and {rows.dtype} "
+                f"{rows.shape}; expected uint64 and int32, both ({n},)"
+            )
+        if rows.min(initial=0) < 0 or rows.max(initial=0) >= n or (hashes[1:] < hashes[:-1]).any():
+            raise SnapshotFormatError(
+                f"the hashes of ids of snapshot {self.version} are out of order or beyond its rows"
+            )
+        return ItemIds(ids, hashes, rows)
 
     def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         array = self._loaded(name)

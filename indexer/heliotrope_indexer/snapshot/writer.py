@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.errors import SnapshotFormatError
+from heliotrope_indexer.item_ids import hash_table
 from heliotrope_indexer.manifest import (
     ARRAY_FILES,
     FORMAT_VERSION,
+    ID_FILES,
     INDEX_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -93,8 +95,9 @@ def write_snapshot(
         arrays["query_mean.npy"] = _checked("query_mean", query_mean, (d,))
     if (neighbours is None) != (parameters.neighbours is None):
         raise SnapshotFormatError("neighbours and their parameters come together: one of the two is missing")
-    tables = {} if neighbours is None else _neighbour_tables(neighbours, n)
+    tables: dict[str, NDArray[Any]] = {} if neighbours is None else _neighbour_tables(neighbours, n)
     _check_items(items, n)
+    tables |= dict(zip(ID_FILES, hash_table(item.item_id for item in items), strict=True))
     if (index is None) != (parameters.search is None):
         raise SnapshotFormatError("an index and its search parameters come together: one of the two is missing")
     if index is not None and parameters.search is not None:

@@ -8,14 +8,14 @@ import grpc
 
 from heliotrope.v1 import event_pb2 as pb
 from heliotrope.v1 import event_pb2_grpc
-from heliotrope_server.engine import Engine
+from heliotrope_server.engine import Engine, EventFate
 from heliotrope_server.errors import (
     InvalidArgumentError,
     ItemNotFoundError,
     RequestError,
     ShardUnreachableError,
 )
-from heliotrope_server.event import UserEvent, admit
+from heliotrope_server.event import Admission, UserEvent
 from heliotrope_server.peers import Peer
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
@@ -24,11 +24,9 @@ from heliotrope_server.version_token import merge_tokens
 
 MAX_BATCH = 1000
 
-_OUTCOMES = {
-    Applied.RECORDED: pb.EVENT_OUTCOME_RECORDED,
-    Applied.DUPLICATE: pb.EVENT_OUTCOME_DUPLICATE,
-    Applied.UNDO_TOO_OLD: pb.EVENT_OUTCOME_REJECTED,
-}
+_RECORDED, _DUPLICATE = pb.EVENT_OUTCOME_RECORDED, pb.EVENT_OUTCOME_DUPLICATE
+
+Batch = pb.RecordEventsRequest | pb.StreamEventsRequest
 
 
 class EventServicer(event_pb2_grpc.EventServiceServicer):
@@ -37,7 +35,21 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         self._router = router
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Any) -> pb.RecordEventsResponse:
-        size = len(request.events)
+        return await self._record_all(request, context)
+
+    async def StreamEvents(
+        self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Any
+    ) -> AsyncIterator[pb.StreamEventsResponse]:
+        async for request in request_iterator:
+            try:
+                yield pb.StreamEventsResponse(response=await self._record_all(request, context))
+            except RequestError as error:
+                yield pb.StreamEventsResponse(error=error_message(error))
+
+    async def _record_all(self, request: Batch, context: Any) -> pb.RecordEventsResponse:
+        """Records the events of all shards, with one result for each."""
+        events = list(request.events)
+        size = len(events)
         if not 1 <= size <= MAX_BATCH:
             raise InvalidArgumentError(
                 "INVALID_BATCH_SIZE",
@@ -45,99 +57,86 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                 value=size,
                 limit=MAX_BATCH,
             )
-        results: list[pb.EventResult] = [pb.EventResult()] * size
-        own, foreign = self._router.split(event.user_id for event in request.events)
+        if self._router.alone:
+            return await self._record(events, request.history_import)
+        own, foreign = self._router.split(event.user_id for event in events)
         passing = [
-            asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
+            asyncio.create_task(
+                self._pass_on(peer, [events[place] for place in places], request.history_import, remaining_s(context))
+            )
             for peer, places in foreign
         ]
         try:
-            token = await self._record(request, own, results)
+            answers = [await self._record([events[place] for place in own], request.history_import)]
         finally:
             # Also when this shard's log fails: what the others acknowledge is not cancelled half-way.
-            tokens = await asyncio.gather(*passing)
+            passed = await asyncio.gather(*passing)
+        answers += passed
+        results: list[pb.EventResult] = [pb.EventResult()] * size
+        for places, answer in zip([own, *(places for _, places in foreign)], answers, strict=True):
+            for place, result in zip(places, answer.results, strict=True):
+                results[place] = result
         if all(result.error.reason == UNREACHABLE for result in results):
             # Nothing was done: said as a status, so that clients try again by themselves.
             raise ShardUnreachableError(UNREACHABLE, results[0].error.message, **results[0].error.metadata)
-        return pb.RecordEventsResponse(results=results, version_token=merge_tokens([token, *tokens]))
-
-    async def StreamEvents(
-        self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Any
-    ) -> AsyncIterator[pb.StreamEventsResponse]:
-        async for message in request_iterator:
-            request = pb.RecordEventsRequest(events=message.events, history_import=message.history_import)
-            try:
-                yield pb.StreamEventsResponse(response=await self.RecordEvents(request, context))
-            except RequestError as error:
-                yield pb.StreamEventsResponse(error=error_message(error))
-
-    async def _record(
-        self, request: pb.RecordEventsRequest, places: Sequence[int], results: list[pb.EventResult]
-    ) -> str:
-        admitted: list[UserEvent] = []
-        admitted_places: list[int] = []
-        clock_s = self._engine.now_s()
-        for place in places:
-            message = request.events[place]
-            try:
-                admitted.append(self._admit(message, clock_s, request.history_import))
-                admitted_places.append(place)
-            except RequestError as error:
-                results[place] = _rejected(message.event_id, error)
-        if not admitted:
-            return ""
-        fates, lsn = await self._engine.record(admitted)
-        for place, event, fate in zip(admitted_places, admitted, fates, strict=True):
-            if fate.error is not None:
-                results[place] = _rejected(event.event_id, fate.error)
-            else:
-                results[place] = pb.EventResult(event_id=event.event_id, outcome=_OUTCOMES[fate.applied])
-        return self._engine.clock.token(lsn)
-
-    def _admit(self, message: pb.Event, clock_s: float, history_import: bool) -> UserEvent:
-        event = admit(
-            user_id=message.user_id,
-            event_id=message.event_id,
-            kind=message.type,
-            item_id=message.item_id,
-            value=message.value if message.HasField("value") else None,
-            time_s=message.event_time.seconds + message.event_time.nanos * 1e-9
-            if message.HasField("event_time")
-            else None,
-            undone_event_id=message.undone_event_id,
-            clock_s=clock_s,
-            window_s=self._engine.settings.event_window_s,
-            history_import=history_import,
+        return pb.RecordEventsResponse(
+            results=results, version_token=merge_tokens([answer.version_token for answer in answers])
         )
-        if event.item_id and not self._engine.knows_item(event.item_id):
-            raise ItemNotFoundError(
-                "ITEM_NOT_FOUND",
-                f"the catalogue has no item {event.item_id[:64]!r}",
-                item_id=event.item_id,
-            )
-        return event
+
+    async def _record(self, messages: Sequence[pb.Event], history_import: bool) -> pb.RecordEventsResponse:
+        """Records the events of this shard."""
+        engine = self._engine
+        known = engine.catalogue.rows
+        admit = Admission(engine.now_s(), engine.settings.event_window_s, history_import).admit
+        admitted: list[UserEvent] = []
+        refused: dict[int, RequestError] = {}
+        for place, message in enumerate(messages):
+            time = message.event_time if message.HasField("event_time") else None
+            try:
+                event = admit(
+                    message.user_id,
+                    message.event_id,
+                    message.type,
+                    message.item_id,
+                    message.value if message.HasField("value") else None,
+                    None if time is None else time.seconds + time.nanos * 1e-9,
+                    message.undone_event_id,
+                )
+                if event.item_id and event.item_id not in known:
+                    raise ItemNotFoundError(
+                        "ITEM_NOT_FOUND", f"the catalogue has no item {event.item_id[:64]!r}", item_id=event.item_id
+                    )
+                admitted.append(event)
+            except RequestError as error:
+                refused[place] = error
+        response = pb.RecordEventsResponse()
+        fates: Sequence[EventFate] = ()
+        if admitted:
+            fates, lsn = await engine.record(admitted)
+            response.version_token = engine.clock.token(lsn)
+        results, add = response.results, response.results.add
+        waiting = zip(admitted, fates, strict=True)
+        for place in range(len(messages)):
+            if place in refused:
+                results.append(_rejected(messages[place].event_id, refused[place]))
+                continue
+            event, (applied, fault) = next(waiting)
+            if fault is not None:
+                results.append(_rejected(event.event_id, fault))
+            else:
+                add(event_id=event.event_id, outcome=_RECORDED if applied is Applied.RECORDED else _DUPLICATE)
+        return response
 
     async def _pass_on(
-        self,
-        peer: Peer,
-        request: pb.RecordEventsRequest,
-        places: list[int],
-        timeout_s: float,
-        results: list[pb.EventResult],
-    ) -> str:
-        part = pb.RecordEventsRequest(
-            events=[request.events[place] for place in places], history_import=request.history_import
-        )
+        self, peer: Peer, events: list[pb.Event], history_import: bool, timeout_s: float
+    ) -> pb.RecordEventsResponse:
+        part = pb.RecordEventsRequest(events=events, history_import=history_import)
         try:
-            answered = await peer.events.RecordEvents(part, timeout=timeout_s, wait_for_ready=True)
+            return await peer.events.RecordEvents(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             # The events of other shards may be recorded: each is told apart, and sending all again is safe.
-            for place in places:
-                results[place] = _rejected(request.events[place].event_id, relayed(peer, error))
-            return ""
-        for place, result in zip(places, answered.results, strict=True):
-            results[place] = result
-        return answered.version_token
+            refusal = relayed(peer, error)
+            return pb.RecordEventsResponse(results=[_rejected(event.event_id, refusal) for event in events])
 
 
 def _rejected(event_id: str, error: RequestError) -> pb.EventResult:

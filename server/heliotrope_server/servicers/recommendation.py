@@ -3,42 +3,56 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from heliotrope.v1 import recommendation_pb2 as pb
-from heliotrope.v1 import recommendation_pb2_grpc
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
 from heliotrope_server.list_rules import ListRules
+from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
+from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
 MAX_BATCH = 256
+MAX_IN_FLIGHT = 64
+"""Questions of one stream that may wait for their answers; the next is read when one has gone out."""
 
 
-class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServicer):
+class RecommendationServicer:
+    """The methods of the service, with replies that are encoded already: see `add_to`."""
+
     def __init__(self, engine: Engine, router: Router) -> None:
         self._engine = engine
         self._router = router
 
-    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service, as the generated function would, but for the encoding of replies."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Recommend": grpc.unary_unary_rpc_method_handler(self.recommend, pb.RecommendRequest.FromString),
+            "BatchRecommend": grpc.unary_unary_rpc_method_handler(
+                self.batch_recommend, pb.BatchRecommendRequest.FromString
+            ),
+            "StreamRecommend": grpc.stream_stream_rpc_method_handler(
+                self.stream_recommend, pb.StreamRecommendRequest.FromString
+            ),
+        }
+        name = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+
+    async def recommend(self, request: pb.RecommendRequest, context: Any) -> bytes:
+        """RecommendResponse."""
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            return await passed_on(
-                owner, owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
-            )
-        remaining = context.time_remaining()
-        deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
-        timed = await self._engine.recommend(self._question(request), deadline_s=deadline_s)
-        response = self._response(request.user_id, timed.result)
-        response.timings.queue_ns = timed.queue_ns
-        response.timings.search_ns = timed.work_ns
-        return response
+            call = owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
+            return (await passed_on(owner, call)).SerializeToString()
+        return self._response(request.user_id, await self._asked(request, context))
 
-    async def BatchRecommend(self, request: pb.BatchRecommendRequest, context: Any) -> pb.BatchRecommendResponse:
+    async def batch_recommend(self, request: pb.BatchRecommendRequest, context: Any) -> bytes:
+        """BatchRecommendResponse."""
         size = len(request.requests)
         if not 1 <= size <= MAX_BATCH:
             raise InvalidArgumentError(
@@ -47,7 +61,7 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
                 value=size,
                 limit=MAX_BATCH,
             )
-        results: list[pb.BatchRecommendResult] = [pb.BatchRecommendResult()] * size
+        results: list[bytes] = [b""] * size
         own, foreign = self._router.split(single.user_id for single in request.requests)
         passing = [
             asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
@@ -56,23 +70,67 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         outcomes = await self._engine.recommend_many([self._question(request.requests[place]) for place in own])
         for place, outcome in zip(own, outcomes, strict=True):
             if isinstance(outcome, RequestError):
-                results[place] = pb.BatchRecommendResult(error=error_message(outcome))
+                results[place] = pb.BatchRecommendResult(error=error_message(outcome)).SerializeToString()
             else:
-                results[place] = pb.BatchRecommendResult(
-                    response=self._response(request.requests[place].user_id, outcome)
-                )
+                self._note(request.requests[place].user_id, outcome)
+                results[place] = outcome_of(encode_response(outcome))
         await asyncio.gather(*passing)
-        return pb.BatchRecommendResponse(results=results)
+        return encode_batch(results)
 
-    async def StreamRecommend(
-        self, request_iterator: AsyncIterator[pb.StreamRecommendRequest], context: Any
-    ) -> AsyncIterator[pb.StreamRecommendResponse]:
-        async for message in request_iterator:
+    async def stream_recommend(
+        self, requests: AsyncIterator[pb.StreamRecommendRequest], context: Any
+    ) -> AsyncIterator[bytes]:
+        """StreamRecommendResponse, in the order of the questions, which are worked on together."""
+        asked: asyncio.Queue[_Asked | BaseException | None] = asyncio.Queue(MAX_IN_FLIGHT)
+
+        async def read() -> None:
             try:
-                response = await self.Recommend(message.request, context)
-                yield pb.StreamRecommendResponse(response=response)
+                async for message in requests:
+                    await asked.put(self._ask_ahead(message.request, context))
+            except Exception as error:
+                await asked.put(error)
+            else:
+                await asked.put(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (entry := await asked.get()) is not None:
+                if isinstance(entry, BaseException):
+                    raise entry
+                yield await self._streamed(entry)
+        finally:
+            reading.cancel()
+            while not asked.empty():
+                left = asked.get_nowait()
+                if isinstance(left, _Asked) and isinstance(left.answer, asyncio.Future):
+                    left.answer.cancel()
+
+    def _ask_ahead(self, request: pb.RecommendRequest, context: Any) -> "_Asked":
+        """Starts on a question of a stream."""
+        owner = self._router.owner(request.user_id)
+        if owner is None:
+            try:
+                return _Asked(request.user_id, self._asked(request, context))
             except RequestError as error:
-                yield pb.StreamRecommendResponse(error=error_message(error))
+                return _Asked(request.user_id, error)
+        call = owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
+        return _Asked(request.user_id, asyncio.ensure_future(passed_on(owner, call)))
+
+    async def _streamed(self, asked: "_Asked") -> bytes:
+        try:
+            answer = asked.answer if isinstance(asked.answer, RequestError) else await asked.answer
+        except RequestError as error:
+            answer = error
+        if isinstance(answer, RequestError):
+            return pb.StreamRecommendResponse(error=error_message(answer)).SerializeToString()
+        if isinstance(answer, pb.RecommendResponse):
+            return outcome_of(answer.SerializeToString())
+        return outcome_of(self._response(asked.user_id, answer))
+
+    def _asked(self, request: pb.RecommendRequest, context: Any) -> "asyncio.Future[Timed[Answer]]":
+        remaining = context.time_remaining()
+        deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
+        return self._engine.recommend(self._question(request), deadline_s=deadline_s)
 
     async def _pass_on(
         self,
@@ -80,50 +138,41 @@ class RecommendationServicer(recommendation_pb2_grpc.RecommendationServiceServic
         request: pb.BatchRecommendRequest,
         places: list[int],
         timeout_s: float,
-        results: list[pb.BatchRecommendResult],
+        results: list[bytes],
     ) -> None:
         part = pb.BatchRecommendRequest(requests=[request.requests[place] for place in places])
         try:
             answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
+            failed = pb.BatchRecommendResult(error=error_message(relayed(peer, error))).SerializeToString()
             for place in places:
-                results[place] = pb.BatchRecommendResult(error=error_message(relayed(peer, error)))
+                results[place] = failed
             return
         for place, result in zip(places, answered.results, strict=True):
-            results[place] = result
+            results[place] = result.SerializeToString()
 
-    def _response(self, user_id: str, answer: Answer) -> pb.RecommendResponse:
-        response = pb.RecommendResponse(
-            request_id=answer.request_id,
-            snapshot_version=answer.snapshot_version,
-            profile_version=answer.profile_version,
-        )
+    def _response(self, user_id: str, timed: Timed[Answer]) -> bytes:
+        self._note(user_id, timed.result)
+        return encode_response(timed.result, (timed.queue_ns, timed.work_ns))
+
+    def _note(self, user_id: str, answer: Answer) -> None:
         if self._engine.learning is not None:
-            self._engine.learning.note(response.request_id, user_id, answer)
-        add = response.recommendations.add
-        for item_id, score, probability, source in zip(
-            answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True
-        ):
-            add(item_id=item_id, score=score, probability=probability, source=source)
-        # Only the last place is ever drawn.
-        if answer.propensities and answer.propensities[-1] < 1.0:
-            for recommendation, propensity in zip(response.recommendations, answer.propensities, strict=True):
-                recommendation.propensity = propensity
-        for recommendation, parts in zip(response.recommendations, answer.explanations, strict=False):
-            for part in parts:
-                recommendation.explanation.add(
-                    kind=part.kind,
-                    value=part.value,
-                    event_id=part.event_id,
-                    item_id=part.item_id,
-                )
-        return response
+            self._engine.learning.note(answer.request_id, user_id, answer)
 
     def _question(self, request: pb.RecommendRequest) -> Question:
         rules = None
         if request.HasField("list_rules"):
             rules = merged_rules(request.list_rules, self._engine.answerer.rules)
         return to_question(request, rules)
+
+
+class _Asked(NamedTuple):
+    """A question of a stream and its answer to be (a timed Answer of this shard, the response of another), or why there
+    is none.
+    """
+
+    user_id: str
+    answer: "asyncio.Future[Any] | RequestError"
 
 
 def merged_rules(message: pb.ListRules, defaults: ListRules) -> ListRules:

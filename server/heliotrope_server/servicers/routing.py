@@ -24,6 +24,11 @@ class Router:
         self.peers = peers
         self.forward = forward
 
+    @property
+    def alone(self) -> bool:
+        """Whether all users are handled here."""
+        return not self.forward or self.peers.shard_count == 1
+
     def owner(self, user_id: str) -> Peer | None:
         """The peer to pass a call on to; None: handle it here."""
         return self.peers.owner(user_id) if self.forward else None

@@ -1,0 +1,173 @@
+"""The figures that bounds are about, read from raw results; Unmeasured where the conditions are others."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from heliotrope_bench.ann.frontier import Mark, rate_at
+from heliotrope_bench.raw_results import RawResults
+
+ITEMS = 100_000
+RECALL = 0.97
+"""Recall@10 against exact scoring, below which a rate does not count."""
+
+OURS, ENGINE = "heliotrope", "qdrant"
+"""Names in the results of bench ann."""
+FRONTIER = (0.90, 0.95, 0.97, 0.98, 0.99, 0.999)
+ENGINE_RECALLS = (0.95, 0.98)
+TEXTS = 60_000
+
+USERS = 10_000
+"""Below that many, what the server itself gains while it warms up is no small part of the growth."""
+
+
+class Unmeasured(Exception):
+    """A file of the right kind does not hold the figure; the message says why."""
+
+
+def share(case: str, key: str) -> Callable[[RawResults], float]:
+    """A share of some ceiling that a case of bench load reached, one shard, at the recall of single questions."""
+
+    def figure(file: RawResults) -> float:
+        _one_shard(file)
+        _enough_items(file.settings["items"])
+        recall = _value(_row(file, "Recommend(10)"), "recall@10")
+        if recall < RECALL:
+            raise Unmeasured(f"recall@10 is {recall:.3f}, below {RECALL}")
+        return _value(_row(file, case), key)
+
+    return figure
+
+
+def at_half(key: str) -> Callable[[RawResults], float]:
+    """A figure of bench load at half of the highest rate that kept a bound of latency."""
+
+    def figure(file: RawResults) -> float:
+        _one_shard(file)
+        _enough_items(file.settings["items"])
+        return _value(_row(file, "mix, half of the highest rate"), key)
+
+    return figure
+
+
+def two_shards(file: RawResults) -> float:
+    """Times the rate of one shard, where the generator did not take from the shards' cores."""
+    if file.settings["generator_cores"] == 0:
+        raise Unmeasured("the generator had no core of its own")
+    return _value(_row(file, "2 shard"), "of_one_shard")
+
+
+def intake(file: RawResults) -> float:
+    """Events per second in batches of 100."""
+    _one_shard(file)
+    _enough_items(file.settings["items"])
+    return _value(_row(file, "RecordEvents, 100 a call"), "rate_per_s")
+
+
+def start(file: RawResults) -> float:
+    """Seconds of the slowest round, with a million items."""
+    (row,) = file.results
+    _enough_items(row["items"], 1_000_000)
+    return float(max(row["rounds_s"]))
+
+
+def over_servers(key: str, worst: Callable[[Iterable[float]], float]) -> Callable[[RawResults], float]:
+    """The worst over the peers that are servers, while events and items stream in."""
+
+    def figure(file: RawResults) -> float:
+        rows = [row for row in file.results if (row.get("kind"), row.get("scenario")) == ("server", "streaming")]
+        found = [float(row[key]) for row in rows if key in row]
+        if not found:
+            raise Unmeasured("no peer that is a server was there")
+        return worst(found)
+
+    return figure
+
+
+def over_log(file: RawResults) -> float:
+    """How much faster than log n the cost grew between any two sizes; the worst of single queries and batches."""
+    sizes = [row["items"] for row in file.results if "items" in row]
+    if not sizes or min(sizes) > 10_000 or max(sizes) < 1_000_000:
+        raise Unmeasured("the catalogues do not reach from 10,000 to 1,000,000 items")
+    return max(float(row["over_log"]) for row in file.results if "over_log" in row)
+
+
+def beside_libraries(worst: Callable[[Iterable[float]], float]) -> Callable[[RawResults], float]:
+    """Our rate over that of the best library at each recall of FRONTIER; 0 where only theirs reach it."""
+
+    def figure(file: RawResults) -> float:
+        absent = [row["contender"] for row in file.results if "absent" in row and row["contender"] != ENGINE]
+        if absent:
+            raise Unmeasured(f"{', '.join(absent)} left out")
+        _real_texts(file)
+        return worst(_ratios(file, lambda name: name not in (OURS, ENGINE), FRONTIER))
+
+    return figure
+
+
+def beside_engine(file: RawResults) -> float:
+    """Our rate over that of Qdrant's engine; the least over its recalls and ways to ask."""
+    _real_texts(file)
+    return min(_ratios(file, lambda name: name == ENGINE, ENGINE_RECALLS))
+
+
+def _ratios(file: RawResults, theirs: Callable[[str], bool], recalls: Sequence[float]) -> list[float]:
+    found = []
+    measured = [row for row in file.results if "absent" not in row]
+    for mode in dict.fromkeys(row["mode"] for row in measured):
+        marks: dict[str, list[Mark]] = {}
+        for row in measured:
+            if row["mode"] == mode:
+                marks.setdefault(row["contender"], []).append(Mark(row["recall"], row["rate"]))
+        for recall in recalls:
+            rates = {name: rate for name, own in marks.items() if (rate := rate_at(own, recall)) is not None}
+            others = [rate for name, rate in rates.items() if theirs(name)]
+            if others:
+                found.append(rates.get(OURS, 0.0) / max(others))
+    if not found:
+        raise Unmeasured("nobody else reached any of the recalls")
+    return found
+
+
+def _real_texts(file: RawResults) -> None:
+    if file.settings["data"] != "titles":
+        raise Unmeasured(f"{file.settings['data']} vectors; real texts are needed")
+    _enough_items(file.settings["rows"][0], TEXTS)
+
+
+def profile_bytes(file: RawResults) -> float:
+    """Memory of a user, in bytes."""
+    users = file.results[0]["users"]
+    if users < USERS:
+        raise Unmeasured(f"{users:,} users; at least {USERS:,} are needed")
+    return _value(file.results[0], "bytes_a_user")
+
+
+def item_share(file: RawResults) -> float:
+    """Bytes of the items over those of their float32 vectors."""
+    _enough_items(file.results[0]["items"])
+    return _value(file.results[0], "over_float32")
+
+
+def _one_shard(file: RawResults) -> None:
+    shards = file.settings.get("shards", 1)
+    if shards != 1:
+        raise Unmeasured(f"{shards} shards; the bound is of one")
+
+
+def _enough_items(items: int, needed: int = ITEMS) -> None:
+    if items < needed:
+        raise Unmeasured(f"{items:,} items; at least {needed:,} are needed")
+
+
+def _row(file: RawResults, case: str) -> dict[str, Any]:
+    for row in file.results:
+        if str(row.get("case", "")).startswith(case):
+            return row
+    raise Unmeasured(f"no case {case!r}")
+
+
+def _value(row: dict[str, Any], key: str) -> float:
+    value = row.get(key)
+    if value is None:
+        raise Unmeasured(f"no {key} was measured")
+    return float(value)

@@ -1,0 +1,79 @@
+"""Trending rows that are kept from event to event, held to a view that is computed afresh."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server import trending as module
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.popularity import LivePopularity
+from heliotrope_server.retriever import live_view
+from heliotrope_server.trending import Trending
+from tests.server import worlds
+
+ITEMS, KEPT, WEIGHT, NOW_S = 60, 8, 0.3, 1_000_000.0
+MOVES = st.tuples(st.integers(0, ITEMS - 1), st.floats(0.0, NOW_S), st.booleans())
+
+
+def catalogue(tmp_path_factory) -> LiveCatalogue:
+    store = tmp_path_factory.mktemp("trending")
+    worlds.publish(store, items=ITEMS)
+    return LiveCatalogue(SnapshotStore(str(store)).open())
+
+
+@settings(max_examples=40)
+@given(steps=st.lists(st.lists(MOVES, max_size=12), min_size=1, max_size=8), moved=st.sets(st.integers(0, ITEMS - 1)))
+def test_any_sequence_of_counts_gives_the_view_of_all_counts(tmp_path_factory, steps, moved):
+    served = catalogue(tmp_path_factory)
+    kept_before, share = module.TRENDING, module._REBUILD_SHARE
+    module.TRENDING, module._REBUILD_SHARE = KEPT, 1.0
+    try:
+        popularity = LivePopularity(50_000.0)
+        popularity.bind(served.rows, served.size)
+        looked = Trending(served, popularity)
+        for row in moved:
+            served.set_residual(served.item_ids[row], np.full(served.dimension, 0.5, np.float32))
+        counted: list[tuple[int, float]] = []
+        for step in steps:
+            for row, time_s, back in step:
+                if back and counted:
+                    row, time_s = counted.pop()
+                    popularity.move(served.item_ids[row], row, time_s, None)
+                else:
+                    counted.append((row, time_s))
+                    popularity.move(served.item_ids[row], row, None, time_s)
+            view = looked.view(NOW_S, WEIGHT)
+            expected = live_view(served, popularity.counts_at(NOW_S), WEIGHT)
+            np.testing.assert_allclose(view.boosts[:], expected.boosts[:], rtol=1e-5, atol=1e-7)
+            chosen = np.isin(np.arange(ITEMS), view.trending)
+            others = np.setdiff1d(np.flatnonzero(~chosen), view.moved)
+            assert expected.boosts[others].max(initial=0.0) <= view.outside * (1 + 1e-5) + 1e-7
+            if len(view.trending):
+                # They are the largest there are, but for those that are always scored.
+                assert view.boosts[view.trending].min() >= view.boosts[others].max(initial=0.0) - 1e-6
+            np.testing.assert_array_equal(view.trending_vectors, served.base_vectors[view.trending])
+            np.testing.assert_allclose(
+                view.trending_terms, served.base_bias[view.trending] + view.boosts[view.trending], rtol=1e-6
+            )
+            assert not np.isin(view.trending, view.moved).any() and len(view.trending) <= KEPT
+            np.testing.assert_array_equal(np.sort(view.moved), np.sort(expected.moved))
+    finally:
+        module.TRENDING, module._REBUILD_SHARE = kept_before, share
+
+
+def test_other_landmarks_peers_and_catalogues_are_looked_at_again(tmp_path_factory):
+    served = catalogue(tmp_path_factory)
+    popularity = LivePopularity(3_600.0)
+    popularity.bind(served.rows, served.size)
+    looked = Trending(served, popularity)
+    popularity.add("i3", 3, NOW_S)
+    assert looked.view(NOW_S, WEIGHT).trending.tolist() == [3]
+    popularity.merge_peer(1, ["i5"], [2.0], NOW_S, served.rows)
+    view = looked.view(NOW_S, WEIGHT)
+    assert view.trending.tolist() == [3, 5] and view.outside == 0.0
+    np.testing.assert_allclose(view.boosts[view.trending], WEIGHT * np.log1p([1.0, 2.0]), rtol=1e-5)
+    popularity.move_landmark(NOW_S + 7_200.0)
+    np.testing.assert_allclose(looked.view(NOW_S, WEIGHT).boosts[5], WEIGHT * np.log1p(2.0), rtol=1e-5)
+    popularity.forget_peer(1, served.rows)
+    assert looked.view(NOW_S, WEIGHT).trending.tolist() == [3]
