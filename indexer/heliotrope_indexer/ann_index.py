@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.errors import IndexQualityError
+from heliotrope_indexer.index_rows import DIMENSIONS_PER_CODE, head_rows, index_rows
 from heliotrope_indexer.parameters import SearchParameters
 
 EXACT_UP_TO = 20_000
 """Items up to which the exact product is used: 20,000 x 192 take about 1 ms a query on one core."""
 RECALL_AT_100 = 0.95
 RECALL_AT_10 = 0.97
-_DIMENSIONS_PER_CODE = (2, 1)
-"""Both are built and measured: half the codes scan faster, all of them need fewer candidates."""
 _HEADS = (1_024, 4_096)
 _HEAD_PAYS_FROM = 0.3
 """Share of the 10 best rows of the queries that has to lie in a head for an index beside it to be tried."""
@@ -84,7 +83,7 @@ def build_index(
     tell(1)
     heads = [head for head in _HEADS if _pays(bias, head, exact_ids)]
     # The codes of half the width lose nothing that a head has not caught.
-    plans = [(0, per_code) for per_code in _DIMENSIONS_PER_CODE] + [(head, _DIMENSIONS_PER_CODE[0]) for head in heads]
+    plans = [(0, per_code) for per_code in DIMENSIONS_PER_CODE] + [(head, DIMENSIONS_PER_CODE[0]) for head in heads]
     best: MeasuredIndex | None = None
     for place, (head, per_code) in enumerate(plans):
         index = _trained(rows, lists, width // per_code, head_rows(bias, head))
@@ -100,22 +99,6 @@ def build_index(
             f"recall@10 {RECALL_AT_10} and recall@100 {RECALL_AT_100}; use an exact retriever (--exact-index)"
         )
     return best
-
-
-def index_rows(
-    vectors: NDArray[np.float32], last: NDArray[np.float32], width: int | None = None
-) -> NDArray[np.float32]:
-    """`[x ; last ; 0 pad]`: (n, d) and (n,) to (n, width), width by default the next multiple of the code size
-    above d.
-    """
-    n, d = vectors.shape
-    if width is None:
-        multiple = max(_DIMENSIONS_PER_CODE)
-        width = -(-(d + 1) // multiple) * multiple
-    rows = np.zeros((n, width), dtype=np.float32)
-    rows[:, :d] = vectors
-    rows[:, d] = last
-    return rows
 
 
 def served_queries(
@@ -162,12 +145,6 @@ def exact_top(rows: NDArray[np.float32], asked: NDArray[np.float32], k: int) -> 
         order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
         best[start : start + 64] = np.take_along_axis(top, order, axis=1)
     return best, (time.perf_counter() - started) * 1_000 / len(asked)
-
-
-def head_rows(bias: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` rows of the largest bias, largest first; ties go to the first. Build and server must agree on it."""
-    order: NDArray[np.int64] = np.argsort(-bias, kind="stable")[:count]
-    return order
 
 
 def search_top(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.index_rows import index_rows
 from heliotrope_server.settings import IndexKind
 
 MOST_HITS = {"flat": 2_048, "ivf": 2_048, "cagra": 512}
@@ -79,16 +80,16 @@ def build_device_index(
         raise RuntimeError("this build of FAISS has no CAGRA; the distribution faiss-gpu-cuvs has")
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY_BYTES)
-    width = _rows(vectors[:1], bias[:1]).shape[1]
+    width = index_rows(vectors[:1], bias[:1]).shape[1]
     if kind == "flat":
         index = _flat(faiss, resources, width)
     elif kind == "ivf":
         index = _ivf(faiss, resources, vectors, bias, nprobe)
     else:
         # The graph is built by `train`, of all rows at once; there is no adding to it.
-        return _cagra(faiss, resources, _rows(vectors, bias))
+        return _cagra(faiss, resources, index_rows(vectors, bias))
     for start in range(0, len(vectors), _BLOCK):
-        index.add(_rows(vectors[start : start + _BLOCK], bias[start : start + _BLOCK]))
+        index.add(index_rows(vectors[start : start + _BLOCK], bias[start : start + _BLOCK]))
     return DeviceIndex(index, most_hits=MOST_HITS[kind])
 
 
@@ -113,14 +114,6 @@ def probe(command: Sequence[str]) -> str | None:
     return said[-1] if said else f"a search on the GPU ended with exit code {done.returncode}"
 
 
-def _rows(vectors: NDArray[np.float32], last: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[x ; last], padded as the snapshot's own index."""
-    # faiss comes with it, takes 0.4 s to import and is not needed by small catalogues.
-    from heliotrope_indexer.ann_index import index_rows
-
-    return index_rows(vectors, last)
-
-
 def _flat(faiss: Any, resources: Any, width: int) -> Any:
     config = faiss.GpuIndexFlatConfig()
     config.device = DEVICE
@@ -134,7 +127,7 @@ def _ivf(faiss: Any, resources: Any, vectors: NDArray[np.float32], bias: NDArray
     n = len(vectors)
     lists = int(2 ** np.clip(round(np.log2(np.sqrt(n))), 4, 13))
     sample = np.random.default_rng(0).permutation(n)[: lists * _ROWS_PER_LIST]
-    rows = _rows(vectors[sample], bias[sample])
+    rows = index_rows(vectors[sample], bias[sample])
     config = faiss.GpuIndexIVFFlatConfig()
     config.device = DEVICE
     config.use_cuvs = False
@@ -169,9 +162,9 @@ def _search_once() -> int:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(1_000, 15)).astype(np.float32)
     bias = rng.normal(size=1_000).astype(np.float32)
-    asked = _rows(vectors[:8], np.ones(8, dtype=np.float32))
+    asked = index_rows(vectors[:8], np.ones(8, dtype=np.float32))
     _, found = build_device_index("flat", vectors, bias, 1).search(asked, 10)
-    expected = np.argsort(-(asked @ _rows(vectors, bias).T), axis=1)[:, :10]
+    expected = np.argsort(-(asked @ index_rows(vectors, bias).T), axis=1)[:, :10]
     if not np.array_equal(found, expected):
         print("a search on the GPU found other rows than on the CPU", file=sys.stderr)
         return 1

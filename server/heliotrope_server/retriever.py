@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.ann_index import head_rows, index_rows
+from heliotrope_indexer.index_rows import head_rows, index_rows
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.neighbours import Suggestions
 from heliotrope_server.selection import best_of_each, best_places

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer import ann_index
-from heliotrope_indexer.ann_index import build_index, exact_top, head_rows, index_rows, search_top, served_queries
+from heliotrope_indexer.ann_index import build_index, exact_top, search_top, served_queries
 from heliotrope_indexer.errors import IndexQualityError
+from heliotrope_indexer.index_rows import head_rows, index_rows
 
 
 def some_vectors(n: int = 6_000, d: int = 31) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.ann_index import index_rows
+from heliotrope_indexer.index_rows import index_rows
 
 
 class Device:

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.ann_index import head_rows
+from heliotrope_indexer.index_rows import head_rows
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot

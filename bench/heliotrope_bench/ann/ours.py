@@ -9,7 +9,8 @@ import numpy as np
 
 from heliotrope_bench.ann.contender import Found, K, Point, Rows
 from heliotrope_bench.errors import BenchError
-from heliotrope_indexer.ann_index import EXACT_UP_TO, index_rows, served_queries
+from heliotrope_indexer.ann_index import EXACT_UP_TO, served_queries
+from heliotrope_indexer.index_rows import index_rows
 from heliotrope_indexer.parameters import SearchParameters
 from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.live_catalogue import LiveCatalogue
