@@ -182,7 +182,7 @@ def _svs(rows: Rows, threads: int, data: Any, name: str) -> Iterator[Point]:
 
 
 def qdrant(rows: Rows, threads: int, folder: Path) -> Iterator[Point]:
-    """Qdrant's engine in this process, one segment, one search thread."""
+    """Qdrant's engine in this process, one segment, one search thread; a batch is asked query by query."""
     import qdrant_edge as library
 
     path = folder / "qdrant"
