@@ -48,14 +48,16 @@ def test_a_mix_takes_every_kind_of_call_and_half_the_highest_rate_is_measured(
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{row},Film {row}\n" for row in range(30)))
     run_job([*build, "--out", str(tmp_path / "store")], show=False)
     out = tmp_path / "load.json"
-    shares = ["--record-share", "0.2", "--batch-share", "0.2", "--upsert-share", "0.1", "--model", str(model_folder)]
+    shares = ["--record-share", "0.2", "--batch-share", "0.05", "--upsert-share", "0.05", "--model", str(model_folder)]
     arguments = ["load", "--snapshots", str(tmp_path / "store"), "--server-cpus", "", *shares, *SHORT, "--count", "5"]
     assert main([*arguments, "--intake-events", "0", "--p99-ms", "9000", "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["results"]
-    assert not any(row["errors"] for row in rows)
-    half, highest = rows[-1], rows[-2]
-    assert half["case"].startswith("mix, half of the highest rate within 9000 ms")
-    assert half["offered_per_s"] == pytest.approx(highest["offered_per_s"] / 2)
+    # A rate that is too much for the machine ends the sweep; it may have errors.
+    kept = [row for row in rows if row.get("keeps_ms")]
+    assert kept and not any(row["errors"] for row in kept)
+    half = rows[-1]
+    assert half["case"].startswith("mix, half of the highest rate within 9000 ms") and not half["errors"]
+    assert half["offered_per_s"] == pytest.approx(kept[-1]["offered_per_s"] / 2)
     assert half["p99_over_p50"] == pytest.approx(half["p99_ms"] / half["p50_ms"])
 
 
