@@ -23,7 +23,7 @@ FILES = (
     "zh_news20k_thucnews.tsv.gz",
     "zh_anime_bangumi.tsv.gz",
 )
-BIAS_SPREAD = 0.2
+BIAS_SPREAD = 0.05
 """Standard deviation of the drawn biases; the vectors have a length of about 0.8."""
 
 
