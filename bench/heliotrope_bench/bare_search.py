@@ -70,7 +70,12 @@ class _Indexed:
         self._vectors, self._bias = vectors, bias
         self._candidates = search["candidates"]
         self._parameters = faiss.SearchParametersIVF(nprobe=search["nprobe"])  # type: ignore[call-arg]
-        self.how = f"FAISS, nprobe {search['nprobe']}, {self._candidates} candidates scored exactly"
+        # The rows of the largest bias are in no index: all are scored.
+        self._head = np.argsort(-bias, kind="stable")[: search["head"]]
+        self._head_vectors, self._head_bias = vectors[self._head], bias[self._head]
+        self.how = (
+            f"FAISS, nprobe {search['nprobe']}, {self._candidates} candidates and {len(self._head)} scored exactly"
+        )
 
     def best(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """(m, count) rows, unordered."""
@@ -85,6 +90,10 @@ class _Indexed:
             scores[start : start + _BLOCK] = np.matmul(near, queries[start : start + _BLOCK, :, None])[:, :, 0]
         scores += self._bias[rows]
         scores[rows < 0] = -np.inf
+        if len(self._head):
+            head_scores = queries @ self._head_vectors.T + self._head_bias
+            scores = np.concatenate([head_scores, scores], axis=1)
+            rows = np.concatenate([np.broadcast_to(self._head, head_scores.shape), rows], axis=1)
         top = np.argpartition(scores, -count, axis=1)[:, -count:]
         return np.take_along_axis(rows, top, axis=1)
 

@@ -55,7 +55,7 @@ class ShardsOptions(BaseSettings):
     shards: Annotated[int, Field(ge=2, le=64)] = Field(2, description="shards beside the one")
     count: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="items per recommendation")
     users: Annotated[int, Field(ge=1)] = Field(2_000, description="synthetic users")
-    concurrency: Annotated[int, Field(ge=1)] = Field(64, description="callers of the closed loop")
+    concurrency: Annotated[int, Field(ge=1)] = Field(64, description="callers of the closed loop, for each shard")
     duration_s: Annotated[float, Field(gt=0)] = Field(8.0, description="seconds that each case is measured")
     warm_up_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds before, not measured")
     rounds: Annotated[int, Field(ge=1)] = Field(3, description="turns of the two")
@@ -76,7 +76,7 @@ def run(options: ShardsOptions, arguments: Sequence[str], console: Console) -> N
         for shards in (1, options.shards):
             flags = ["--snapshots", str(options.snapshots), "--data", str(folder / f"data-{shards}"), "--port", "0"]
             server = Server([*flags, "--shards", str(shards)], log=folder / f"{shards}.log", cpus=cores[:shards])
-            cases[shards] = _prepared(options, stack.enter_context(server), free or None)
+            cases[shards] = _prepared(options, stack.enter_context(server), shards, free or None)
         pool.submit(ready).result()
         measured: dict[int, list[dict[str, Any]]] = {shards: [] for shards in cases}
         for _ in range(options.rounds):
@@ -93,7 +93,7 @@ def run(options: ShardsOptions, arguments: Sequence[str], console: Console) -> N
     console.print(f"{options.out}")
 
 
-def _prepared(options: ShardsOptions, server: Server, free: tuple[int, ...] | None) -> tuple[int, Load]:
+def _prepared(options: ShardsOptions, server: Server, shards: int, free: tuple[int, ...] | None) -> tuple[int, Load]:
     """The server's process and the load for it, after the history of the users was recorded."""
     with Client(server.address, timeout_s=60.0) as client:
         population = Population([item.item_id for item in client.list_items()], options.users, seed=0)
@@ -101,7 +101,9 @@ def _prepared(options: ShardsOptions, server: Server, free: tuple[int, ...] | No
         known = ShardMap.from_status(client.serving_status())
     calls = population.recommend_calls(options.count, owner=known.address_of if known else None)
     length = options.warm_up_s + options.duration_s
-    load = Load(server.address, calls, 0.0, length, options.warm_up_s, concurrency=options.concurrency, cpus=free)
+    # As many callers for each shard: fewer would make smaller micro-batches, which is another comparison.
+    callers = options.concurrency * shards
+    load = Load(server.address, calls, 0.0, length, options.warm_up_s, concurrency=callers, cpus=free)
     return server.pid, load
 
 

@@ -154,7 +154,10 @@ class Engine:
 
     async def stop(self, *, close_store: bool = True) -> None:
         """Writes what is still to be written: the log first, then a last checkpoint."""
-        self._checkpointer.cancel()
+        self.store.hurried += 1
+        async with self._checkpoint_lock:
+            # Between two checkpoints: one that was broken off would take its users for saved.
+            self._checkpointer.cancel()
         self._log.close()
         await asyncio.sleep(0)  # acknowledgements of the last group
         await self.checkpoint()
@@ -166,10 +169,16 @@ class Engine:
     def healthy(self) -> bool:
         return not self._log.failed and not self._checkpointer.done()
 
-    async def checkpoint(self) -> None:
-        """Takes a checkpoint now."""
-        async with self._checkpoint_lock:
-            await self.store.checkpoint(self.applied_lsn, self.popularity, self.residuals, self.catalogue.version)
+    async def checkpoint(self, *, paced: bool = False) -> None:
+        """Takes a checkpoint now; `paced`: in the time that requests leave, until somebody waits for it."""
+        self.store.hurried += not paced
+        try:
+            async with self._checkpoint_lock:
+                await self.store.checkpoint(
+                    self.applied_lsn, self.popularity, self.residuals, self.catalogue.version, paced=paced
+                )
+        finally:
+            self.store.hurried -= not paced
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
@@ -416,7 +425,7 @@ class Engine:
     async def _checkpoint_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.settings.checkpoint_interval_s)
-            await self.checkpoint()
+            await self.checkpoint(paced=True)
 
     # -- texts and catalogue --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ encoded first (copy on write).
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,10 @@ PLAIN_KEY_ID = 0  # every stored record names the key it is encrypted under; 0 i
 
 _META_KEY = b"checkpoint"
 _POPULARITY_KEY = b"popularity"
-_SLICE = 64  # profiles encoded between two turns of the event loop: about 2 ms
+_SLICE_S = 0.001
+_DUTY = 0.2
+"""A checkpoint works for a millisecond at a time and a fifth of the time: in one go it was what the slowest requests of
+a busy shard waited for."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,8 @@ class ProfileStore:
         self.checkpoint_lsn: int = meta["lsn"]
         self._folded_versions: set[str] = set(meta["folded_versions"])
         self._saved_popularity_version = -1
+        # How many wait for a checkpoint to end.
+        self.hurried = 0
 
     def get(self, user_id: str, space: ItemSpace) -> Profile | None:
         """The profile to be read, settled for `space`, or None for an unknown user."""
@@ -145,9 +151,18 @@ class ProfileStore:
         return set(self._folded_versions)
 
     async def checkpoint(
-        self, lsn: int, popularity: LivePopularity, residuals: Residuals, snapshot_version: str
+        self,
+        lsn: int,
+        popularity: LivePopularity,
+        residuals: Residuals,
+        snapshot_version: str,
+        *,
+        paced: bool = False,
     ) -> None:
-        """Makes the state at `lsn`, which is the state when it starts, durable. One at a time."""
+        """Makes the state at `lsn`, which is the state when it starts, durable. One at a time, and never cancelled.
+
+        `paced` leaves most of the time to others, unless somebody is `hurried` meanwhile.
+        """
         unchanged = popularity.version == self._saved_popularity_version and not residuals.dirty
         if not self._dirty and not self._deleted and unchanged:
             await self._rest()
@@ -162,9 +177,10 @@ class ProfileStore:
         segments = self.segments.take_dirty()
         self._folded_versions.add(snapshot_version)
         while self._cut:
-            for _ in range(min(_SLICE, len(self._cut))):
+            until = time.perf_counter() + _SLICE_S
+            while self._cut and time.perf_counter() < until:
                 self._encode(self._cut.pop())
-            await asyncio.sleep(0)
+            await asyncio.sleep(_SLICE_S / _DUTY if paced and not self.hurried else 0.0)
         meta = {
             "format_version": FORMAT_VERSION,
             "lsn": lsn,
@@ -264,7 +280,8 @@ class ProfileStore:
     async def _rest(self) -> None:
         """Lets the profiles go to rest that were read longest ago. Not while reading: one batch may read very many."""
         while len(self._settled) > SETTLED:
-            for _ in range(min(_SLICE, len(self._settled) - SETTLED)):
+            until = time.perf_counter() + _SLICE_S
+            while len(self._settled) > SETTLED and time.perf_counter() < until:
                 self._settled.popitem(last=False)[1].rest()
             await asyncio.sleep(0)
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit
 
 from heliotrope_indexer.parameters import LogOddsCurve
+from heliotrope_server import profile_store
 from heliotrope_server.answerer import Question
 from heliotrope_server.errors import InvalidArgumentError, StorageFailedError, VersionNotAvailableError
 from heliotrope_server.event import EventKind, UserEvent
@@ -202,6 +203,24 @@ async def test_a_checkpoint_under_load_is_a_cut_at_one_record(tmp_path):
         assert engine.store.checkpoint_lsn == 1000
         wanted = await state(engine, users)
     async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        assert_same(await state(engine, users), wanted)
+
+
+async def test_a_stop_in_the_middle_of_a_checkpoint_saves_everybody(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_store, "_SLICE_S", 1e-6)  # one profile at a time
+    users = [f"u{number}" for number in range(300)]
+    events = worlds.random_events(np.random.default_rng(12), 1000, users=300, now_s=NOW_S)
+    served = worlds.catalogue(tmp_path)
+    async with worlds.engine(tmp_path / "other", served, wall_clock=clock) as engine:
+        await engine.record(events)
+        wanted = await state(engine, users)
+    async with worlds.engine(tmp_path, served, wall_clock=clock, checkpoint_interval_s=0.001) as engine:
+        await engine.record(events)
+        while not 0 < len(engine.store._cut) < 250:
+            assert not engine.store.checkpoint_lsn, "the checkpoint was over before it was seen"
+            await asyncio.sleep(0)
+    async with worlds.engine(tmp_path, served, wall_clock=clock) as engine:
+        assert engine.store.checkpoint_lsn == 1000
         assert_same(await state(engine, users), wanted)
 
 
