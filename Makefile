@@ -25,7 +25,7 @@ format: $(VENV)/.installed-dev
 proto: $(VENV)/.installed-dev  ## regenerate the committed code from the .proto files
 	$(BIN)/python -m tests.proto.generate
 
-bench: $(VENV)/.installed-dev  ## measure the machinery: some 20 minutes, a page in .bench/suite
+bench: $(VENV)/.installed-dev  ## measure the machinery, one command after the other; the page is in .bench/suite
 	$(BIN)/heliotrope bench suite
 
 clean:

@@ -23,6 +23,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "suite": Command(
+        "suite", "SuiteOptions", "what a nightly run measures: the commands of the machinery, and their page"
+    ),
     "load": Command("load", "LoadOptions", "rate, latency, errors and recall of a server under an open-loop load"),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
     "peers": Command(
@@ -68,7 +71,7 @@ USAGE = f"""usage: heliotrope bench COMMAND [OPTIONS]
 commands:
 {chr(10).join(f"  {name:{_WIDTH}}{command.says}" for name, command in COMMANDS.items())}
 
-`quality` takes --results FOLDER for the raw results, the others but the two reports --out FILE.json.
+`quality` takes --results FOLDER for the raw results, the others but suite and the reports --out FILE.json.
 `heliotrope bench COMMAND --help` describes the options."""
 
 

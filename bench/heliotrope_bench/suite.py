@@ -29,7 +29,12 @@ STEPS: dict[str, Plan] = {
     "shards": lambda options: ["--snapshots", str(_store(options)), "--rounds", "2", "--duration-s", "5"],
     "encode": lambda options: ["--model", str(export_model(options.work)), "--source", MODEL_PACKAGE, "--rounds", "3"],
     "memory": lambda options: ["--dimension", str(DIMENSION), *_work(options)],
+    "growth": lambda options: ["--rounds", "3", *_work(options)],
+    # After growth, which makes the same snapshot of a million items.
     "start": lambda options: ["--items", str(LARGEST), *_work(options)],
+    "rebuild": lambda options: ["--items", "10000", "--users", "1000", *_work(options)],
+    "ann": lambda options: ["--items", str(ITEMS), "--rounds", "3", *_work(options)],
+    "peers": lambda options: ["--items", "20000", "--rounds", "1", "--duration-s", "4", *_work(options)],
 }
 """The arguments of each command but --out, in the order of the run."""
 
