@@ -1,7 +1,7 @@
 """Replies of RecommendationService as bytes, without a message object for each item.
 
-Ten items take 5 us in place of 7 as protobuf messages, encoding included (one run on an idle machine): little beside the
-rest of a request. The .proto stays the contract: a test holds every reply to what protobuf reads from it.
+Ten items take 5 us in place of 7 as protobuf messages, encoding included (one run on an idle machine): little beside
+the rest of a request. The .proto stays the contract: a test holds every reply to what protobuf reads from it.
 """
 
 import struct
