@@ -392,7 +392,7 @@ class _Run:
         )
 
     def _keep(self, phase: str, trainer: Trainer, best: Validated | None, loss: float, quality: Quality | None) -> None:
-        seconds = round(time.monotonic() - self._started, 1)
+        seconds = round(time.monotonic() - self._started, 3)
         figures = [round(quality.hit_rate_at_10, 5), round(quality.ndcg_at_10, 5)] if quality else ["", ""]
         self._curves.append([phase, trainer.epochs, round(loss, 5), *figures, seconds])
         self._checkpoint = {
