@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.events import EventTable
 
-# Imported where it is used: it takes a third of a second, and a server that reads a table needs none of it.
+# Imported where it is used: a server that reads a table needs none of it, and would start later.
 if TYPE_CHECKING:
     import scipy.sparse as sp
 

@@ -290,7 +290,7 @@ _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-x)), exact in both tails; scipy's takes 0.2 s to import."""
+    """1 / (1 + exp(-x)), exact in both tails; scipy's would have to be imported at every start."""
     probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
     return probabilities
 

@@ -1,8 +1,8 @@
 """The rows with the most live users, kept up to date from event to event.
 
 All counts decay alike, so the order of two rows changes only when one of them is counted anew: only rows that were
-counted since the last look can come in. A look costs what they are, and not what the catalogue is; with a million items
-computing every boost anew took 50 ms.
+counted since the last look can come in. A look costs what they are, and not what the catalogue is; computing every
+boost anew took 4.5 ms for 100,000 items, ten times a second (profile on a busy machine).
 """
 
 import numpy as np

@@ -29,7 +29,7 @@ from heliotrope_bench.titles import BIAS_SPREAD, titles, titles_store
 from heliotrope_indexer.snapshot import SnapshotStore
 
 RECALLS = (0.90, 0.95, 0.97, 0.98, 0.99, 0.999)
-ENGINE = "Qdrant"
+ENGINE = "qdrant"
 ENGINE_RECALLS = (0.95, 0.98)
 SEED = 7
 """Of the queries; the build measures with others."""

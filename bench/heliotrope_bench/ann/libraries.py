@@ -214,7 +214,7 @@ def qdrant(rows: Rows, threads: int, folder: Path) -> Iterator[Point]:
         return np.stack([single(expansion, query) for query in queries])
 
     for expansion in EXPANSIONS:
-        yield Point("Qdrant", f"ef {expansion}", partial(single, expansion), partial(batch, expansion))
+        yield Point("qdrant", f"ef {expansion}", partial(single, expansion), partial(batch, expansion))
 
 
 def _of_batches(name: str, setting: str, batch: Any) -> Point:

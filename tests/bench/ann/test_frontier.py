@@ -43,7 +43,7 @@ def test_the_verdict_names_the_best_library_and_keeps_the_engine_apart():
     def row(contender, recall, rate, mode="single"):
         return {"contender": contender, "setting": "", "mode": mode, "recall": recall, "rate": rate}
 
-    results = [row("heliotrope", 0.985, 90.0), row("A", 0.99, 100.0), row("B", 0.96, 300.0), row("Qdrant", 0.99, 30.0)]
+    results = [row("heliotrope", 0.985, 90.0), row("A", 0.99, 100.0), row("B", 0.96, 300.0), row("qdrant", 0.99, 30.0)]
     lines = {(line["mode"], line["recall"]): line for line in verdict(results)}
     assert (lines["single", 0.95]["of"], lines["single", 0.95]["ratio"]) == ("B", pytest.approx(0.3))
     assert (lines["single", 0.98]["of"], lines["single", 0.98]["ratio"]) == ("A", pytest.approx(0.9))
