@@ -7,11 +7,9 @@ removes, and the embedding cache, which makes a repeated build short.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,10 +21,11 @@ from numpy.typing import NDArray
 from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
 from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
-from heliotrope_indexer.errors import SnapshotError, StoreBusyError, WeightsError
+from heliotrope_indexer.errors import SnapshotError, WeightsError
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.features import features
 from heliotrope_indexer.item_vectors import ItemVectors, item_counts, learn_item_vectors, population_mean
+from heliotrope_indexer.job_folder import alone
 from heliotrope_indexer.job_input import JobInput, JobSources, read_input
 from heliotrope_indexer.manifest import DataSummary, Manifest
 from heliotrope_indexer.neighbours import Neighbours
@@ -104,7 +103,7 @@ def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
     current = _reusable(request.store, input_hash)
     if current is not None:
         return BuildResult(current.version, current, True, 0, None)
-    with _alone(request.scratch):
+    with alone(request.scratch):
         shutil.rmtree(request.scratch, ignore_errors=True)
         request.scratch.mkdir(parents=True)
         try:
@@ -244,18 +243,6 @@ def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps) -> _Plan:
 def _unix_time(iso: str | None) -> float:
     """The end of that second: manifests name whole ones."""
     return 0.0 if iso is None else datetime.fromisoformat(iso).timestamp() + 1.0
-
-
-@contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
-    """Holds the lock of a scratch folder; the system lets go of it when the process dies, however it dies."""
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.with_name(scratch.name + ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreBusyError(f"another build is running in {scratch.parent}; wait for it to end") from error
-        yield
 
 
 def _reusable(store: SnapshotStore, input_hash: str) -> Manifest | None:

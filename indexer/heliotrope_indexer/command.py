@@ -28,6 +28,7 @@ from rich.table import Table
 
 from heliotrope_indexer.build import BuildRequest, BuildResult, build
 from heliotrope_indexer.input_settings import InputSettings, run_command
+from heliotrope_indexer.job_folder import job_home, scratch_of
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 
@@ -71,14 +72,12 @@ def _run(settings: BuildSettings) -> None:
 
 
 def _request(settings: BuildSettings) -> BuildRequest:
-    remote = "://" in settings.out and not settings.out.startswith("file://")
-    home = Path.home() / ".cache" / "heliotrope" if remote else Path(settings.out.removeprefix("file://"))
     whole = settings.dimension or (191 if settings.events else 127)
     text = max(whole // 3, 1)
     return BuildRequest(
-        sources=settings.sources(home / "embeddings"),
+        sources=settings.sources(job_home(settings.out) / "embeddings"),
         store=SnapshotStore(settings.out),
-        scratch=home / ".building",
+        scratch=scratch_of(settings.out),
         collaborative_dimension=whole - text,
         text_dimension=text,
         exact_index=settings.exact_index,

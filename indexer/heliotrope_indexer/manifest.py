@@ -118,6 +118,11 @@ class Manifest(BaseModel):
             raise SnapshotCorruptError(f"{name} lists no {sorted(missing)[0]}")
         return manifest
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(entry.bytes for entry in self.files.values())
+
     def check_file(self, path: Path) -> None:
         """Raises SnapshotCorruptError unless the file at `path` is byte for byte what the manifest lists."""
         entry = self.files[path.name]

@@ -228,8 +228,8 @@ def test_a_url_store_moves_current_last(
     monkeypatch.setattr(type(memory), "put_file", _recording(type(memory).put_file, order, 2))
     monkeypatch.setattr(type(memory), "pipe_file", _recording(type(memory).pipe_file, order, 1))
     SnapshotStore("memory://bucket/store", cache=tmp_path / "cache").publish(tmp_path / "draft")
-    assert order[-2:] == [MANIFEST_FILE, "CURRENT"]
-    assert set(order[:-2]) == {*ARRAY_FILES, *ID_FILES, ITEMS_FILE}
+    assert order[-3:] == [MANIFEST_FILE, "ACTIVATIONS", "CURRENT"]
+    assert set(order[:-3]) == {*ARRAY_FILES, *ID_FILES, ITEMS_FILE}
 
 
 def _recording(method: Callable[..., Any], order: list[str], at: int) -> Callable[..., Any]:

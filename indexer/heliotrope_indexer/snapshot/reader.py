@@ -99,6 +99,11 @@ class Snapshot:
         """The row of an item, None when the catalogue does not hold it."""
         return self.item_ids.row_of(item_id)
 
+    @property
+    def items_table(self) -> pa.Table:
+        """The catalogue as stored: one row an item, one column a field."""
+        return self._items
+
     def item(self, row: int) -> CatalogItem:
         """The catalogue entry of a row; IndexError outside of 0 .. n - 1."""
         if not 0 <= row < len(self):

@@ -1,6 +1,7 @@
 """The store of all snapshot versions, in a local folder or behind an fsspec URL.
 
     STORE/CURRENT            the version that servers open, as text
+    STORE/ACTIVATIONS        which versions were current before: see activations
     STORE/<version>/...      one snapshot, immutable
     STORE/rejects/...        what the rebuild jobs could not use (not part of any snapshot)
 
@@ -9,19 +10,32 @@ A version becomes visible in one step and CURRENT moves last, so a crash leaves 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError, SnapshotNotFoundError
 from heliotrope_indexer.manifest import MANIFEST_FILE, VERSION_PATTERN, Manifest
+from heliotrope_indexer.snapshot.activations import (
+    ACTIVATIONS_FILE,
+    ActivationRecord,
+    How,
+    appended,
+    parse,
+    render,
+    standing,
+)
 from heliotrope_indexer.snapshot.reader import Snapshot, read_manifest
+from heliotrope_indexer.snapshot.remote_folder import RemoteFolder
 from heliotrope_indexer.snapshot.writer import sync
 
 CURRENT_FILE = "CURRENT"
+_REMOVING = ".removing-"
 
 
 class SnapshotStore:
@@ -33,9 +47,9 @@ class SnapshotStore:
         `cache` is where snapshots behind a URL are fetched to; the default is below the user's cache folder.
         """
         text = str(path)
-        self._remote: _RemoteFolder | None = None
+        self._remote: RemoteFolder | None = None
         if "://" in text and not text.startswith("file://"):
-            self._remote = _RemoteFolder(text)
+            self._remote = RemoteFolder(text)
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
             self._folder = cache or Path.home() / ".cache" / "heliotrope" / "snapshots" / key
         else:
@@ -57,12 +71,9 @@ class SnapshotStore:
 
         Raises SnapshotNotFoundError or, for a damaged pointer, SnapshotCorruptError.
         """
-        try:
-            raw = self._remote.read(CURRENT_FILE) if self._remote else (self._folder / CURRENT_FILE).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise SnapshotNotFoundError(
-                f"{self.path} is no snapshot store, or nothing was published there yet"
-            ) from error
+        raw = self._read(CURRENT_FILE)
+        if raw is None:
+            raise SnapshotNotFoundError(f"{self.path} is no snapshot store, or nothing was published there yet")
         version = raw.decode("ascii", "replace").strip()
         if not VERSION_PATTERN.match(version):
             raise SnapshotCorruptError(f"{CURRENT_FILE} of {self.path} holds {version[:60]!r}, not a version")
@@ -103,20 +114,114 @@ class SnapshotStore:
         elif not (self._folder / version).exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._take_over(folder, version)
-        self.activate(version)
+        self.activate(version, how="publish")
         return version
 
-    def activate(self, version: str) -> None:
-        """Points CURRENT at a version that is already here: how a rollback is done."""
+    def activate(self, version: str, *, how: How = "activate") -> None:
+        """Points CURRENT at a version that is already here; `how` is what the history calls it."""
         name = _checked_name(version)
-        self.manifest(name)
+        with self._changing():
+            self.manifest(name)
+            try:
+                current: str | None = self.current()
+            except (SnapshotNotFoundError, SnapshotCorruptError):
+                current = None  # a damaged pointer is mended by moving it
+            self._write(ACTIVATIONS_FILE, render(appended(self.history(), current, name, how)))
+            self._write(CURRENT_FILE, f"{name}\n".encode())
+
+    def roll_back(self) -> str:
+        """Points CURRENT at what was current before; returns it. A second rollback goes further back.
+
+        Raises SnapshotNotFoundError when nothing is known to have been there.
+        """
+        version = self.previous()
+        self.activate(version, how="roll back")
+        return version
+
+    def previous(self, version: str | None = None) -> str:
+        """What was current before a version (None: the current one) and is still here.
+
+        Raises SnapshotNotFoundError when there is none.
+        """
+        served = self.current() if version is None else version
+        stack = self.standing()
+        here = set(self.versions())
+        known = len(stack) - 1 - stack[::-1].index(served) if served in stack else 0
+        for earlier in reversed(stack[:known]):
+            if earlier != served and earlier in here:
+                return earlier
+        raise SnapshotNotFoundError(
+            f"{self.path} knows of no version that was current before {served} and is still there; name one of its "
+            f"{len(here)} versions to activate it"
+        )
+
+    def history(self) -> list[ActivationRecord]:
+        """Every recorded move of CURRENT, oldest first. Raises SnapshotCorruptError for a damaged history."""
+        raw = self._read(ACTIVATIONS_FILE)
+        return [] if raw is None else parse(raw.decode("utf-8", "replace"), name=f"{self.path}/{ACTIVATIONS_FILE}")
+
+    def standing(self) -> list[str]:
+        """The versions that rollbacks would go through, oldest first; the last is the current one."""
+        return standing(self.history(), self.current())
+
+    def remove(self, version: str) -> int:
+        """Removes a version and the list of its rejected rows; returns the bytes freed.
+
+        It is out of sight before its first file goes. Raises SnapshotNotFoundError, and SnapshotFormatError for the
+        current version.
+        """
+        name = _checked_name(version)
+        with self._changing():
+            if name == self.current():
+                raise SnapshotFormatError(f"{name} is the current version of {self.path} and can't be removed")
+            rejects = f"rejects/{name}.jsonl"
+            if self._remote:
+                self._remote_manifest(name)
+                freed = self._remote.size(name)
+                self._remote.remove(f"{name}/{MANIFEST_FILE}")
+                self._remote.remove(name)
+                if self._remote.exists(rejects):
+                    freed += self._remote.size(rejects)
+                    self._remote.remove(rejects)
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+                return freed
+            aside = self._folder / f"{_REMOVING}{name}"
+            if not (self._folder / name).is_dir():
+                raise SnapshotNotFoundError(f"{self.path} holds no version {name}")
+            (self._folder / name).rename(aside)
+            sync(self._folder)
+            # What an interrupted removal left goes with it.
+            freed = sum(_folder_bytes(path) for path in self._folder.glob(f"{_REMOVING}*"))
+            for path in self._folder.glob(f"{_REMOVING}*"):
+                shutil.rmtree(path)
+            if (self._folder / rejects).exists():
+                freed += (self._folder / rejects).stat().st_size
+                (self._folder / rejects).unlink()
+            return freed
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time among the processes of this host, also of a store behind a URL."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._remote.read(name) if self._remote else (self._folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Replaces a small file in one step."""
         if self._remote:
-            self._remote.write(CURRENT_FILE, f"{name}\n".encode())
+            self._remote.write(name, content)
             return
-        aside = self._folder / f".{CURRENT_FILE}-{os.getpid()}"
-        aside.write_text(f"{name}\n", encoding="ascii")
+        aside = self._folder / f".{name}-{os.getpid()}"
+        aside.write_bytes(content)
         sync(aside)
-        aside.rename(self._folder / CURRENT_FILE)
+        aside.rename(self._folder / name)
         sync(self._folder)
 
     def keep_rejects(self, version: str, path: Path) -> str:
@@ -183,40 +288,6 @@ class SnapshotStore:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-class _RemoteFolder:
-    """The few calls on an fsspec file system that the store needs."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._fs: Any
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-
-    def names(self) -> list[str]:
-        try:
-            return [
-                entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._root, detail=False, refresh=True)
-            ]
-        except FileNotFoundError:
-            return []
-
-    def exists(self, name: str) -> bool:
-        return bool(self._fs.exists(f"{self._root}/{name}"))
-
-    def read(self, name: str) -> bytes:
-        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-
-    def write(self, name: str, content: bytes) -> None:
-        self._fs.pipe_file(f"{self._root}/{name}", content)
-
-    def upload(self, source: Path, name: str) -> None:
-        self._fs.makedirs(f"{self._root}/{name.rsplit('/', 1)[0]}", exist_ok=True)
-        self._fs.put_file(str(source), f"{self._root}/{name}")
-
-    def download(self, name: str, target: Path) -> None:
-        self._fs.get_file(f"{self._root}/{name}", str(target))
-
-
 def _checked_name(version: str) -> str:
     # Also keeps a version from a request from walking out of the store.
     if not VERSION_PATTERN.match(version):
@@ -227,3 +298,7 @@ def _checked_name(version: str) -> str:
 def _check_version(manifest: Manifest, folder_name: str) -> None:
     if manifest.version != folder_name:
         raise SnapshotFormatError(f"the snapshot in {folder_name} says it is version {manifest.version}")
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import time
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,8 +12,9 @@ import grpc
 from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import admin_pb2 as pb
 from heliotrope.v1 import admin_pb2_grpc
-from heliotrope_indexer.errors import IndexerError
+from heliotrope_indexer.errors import IndexerError, SnapshotNotFoundError
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.snapshot.activations import How
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import FeedbackOffError, SnapshotUnusableError
@@ -45,7 +47,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._addresses = addresses
         self._whole_server = whole_server
         self._start_s = time.time()
-        self._previous_version = ""
         self._switching = asyncio.Lock()
 
     async def GetServingStatus(self, request: pb.GetServingStatusRequest, context: Any) -> pb.GetServingStatusResponse:
@@ -72,9 +73,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 version = request.snapshot_version or self._store.current()
             except IndexerError as error:
                 raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
-            map_error = await self._switch(version, remaining_s(context))
-            if version != previous:
-                self._previous_version = previous
+            map_error = await self._switch(version, "activate", remaining_s(context))
             return pb.ActivateSnapshotResponse(
                 snapshot_version=version,
                 previous_snapshot_version=previous,
@@ -83,12 +82,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def RollBackSnapshot(self, request: pb.RollBackSnapshotRequest, context: Any) -> pb.RollBackSnapshotResponse:
         async with self._switching:
-            if not self._previous_version:
-                raise SnapshotUnusableError(
-                    "NO_PREVIOUS_SNAPSHOT", "this shard has activated no other snapshot since it started"
-                )
-            version, self._previous_version = self._previous_version, self._engine.catalogue.version
-            await self._switch(version, remaining_s(context))
+            try:
+                # The store remembers, so that a rollback works after a restart as well.
+                version = await asyncio.to_thread(self._store.previous, self._engine.catalogue.version)
+            except SnapshotNotFoundError as error:
+                raise SnapshotUnusableError("NO_PREVIOUS_SNAPSHOT", str(error)) from error
+            except IndexerError as error:
+                raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
+            await self._switch(version, "roll back", remaining_s(context))
             return pb.RollBackSnapshotResponse(snapshot_version=version)
 
     async def RollBackWeights(self, request: pb.RollBackWeightsRequest, context: Any) -> pb.RollBackWeightsResponse:
@@ -102,7 +103,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         version, withdrawn = await learning.leader.roll_back()
         return pb.RollBackWeightsResponse(weights_version=version, withdrawn_weights_version=withdrawn)
 
-    async def _switch(self, version: str, timeout_s: float) -> float:
+    async def _switch(self, version: str, how: How, timeout_s: float) -> float:
         """Prepares on every shard, then commits on every shard. Raises, with nothing changed, if one can't prepare."""
         prepare = peer_pb2.PrepareSnapshotRequest(snapshot_version=version)
         await self._activation.prepare(version)
@@ -113,7 +114,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             )
         )
         # CURRENT first: a shard that dies and restarts from here on comes up with the new snapshot.
-        await asyncio.to_thread(self._store.activate, version)
+        await asyncio.to_thread(partial(self._store.activate, version, how=how))
         commit = peer_pb2.CommitSnapshotRequest(snapshot_version=version)
         error = self._activation.commit(version)
         committed = await asyncio.gather(
