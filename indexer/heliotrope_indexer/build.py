@@ -1,16 +1,17 @@
 """The rebuild job: catalogue, events and model in, one published snapshot out.
 
-Stages: read -> embed (cached) -> take the trained weights, or learn item vectors with plain ones -> index -> publish.
-Every stage before the publishing leaves nothing in the store but scratch that the next build
+Stages: read -> embed (cached) -> take the trained weights, or learn item vectors with plain ones -> index -> gates ->
+publish. Every stage before the publishing leaves nothing in the store but scratch that the next build
 removes, and the embedding cache, which makes a repeated build short.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
 from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
-from heliotrope_indexer.errors import SnapshotError, WeightsError
+from heliotrope_indexer.errors import GatesShutError, SnapshotError, WeightsError
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.features import features
+from heliotrope_indexer.gate_figures import REPLAY_CELLS, Figures, Served, compare, fresh_recall
+from heliotrope_indexer.gates import GateLimits, Verdict, judge
 from heliotrope_indexer.item_vectors import ItemVectors, item_counts, learn_item_vectors, population_mean
 from heliotrope_indexer.job_folder import alone
 from heliotrope_indexer.job_input import JobInput, JobSources, read_input
@@ -32,15 +35,13 @@ from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.replay import Replay, hold_out
-from heliotrope_indexer.snapshot import SnapshotStore, write_snapshot
+from heliotrope_indexer.snapshot import Snapshot, SnapshotStore, write_snapshot
 from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
 BUILD_REVISION = 8
 """Raised when the same input would make another snapshot."""
-_REPLAY_CELLS = 10_000_000
-"""Validation users times items that one replay may score at once: 40 MB a part."""
 _POPULAR_EVENTS = 1_000
 """Recent events with which an item may pass as many others, where nothing can be measured."""
 
@@ -60,6 +61,9 @@ class BuildRequest:
     exact_index: bool = False
     seed: int = 0
     threads: int = 2
+    gates: GateLimits = field(default_factory=GateLimits)
+    publish_anyway: bool = False
+    """Publish although a gate is shut; the verdict says so."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class BuildResult:
     newly_embedded: int
     rejects: str | None
     """Where the rejected rows are; None when there are none (or nothing was built)."""
+    verdict: Verdict | None = None
+    """What the gates said; None when nothing was built."""
 
 
 def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
@@ -147,15 +153,27 @@ def _build(
         quality["young_items"] = young.gain
     if plan.validation:
         quality["validation"] = plan.validation
-    with steps.step("publish"):
-        data = DataSummary(
-            catalogue_rows=request.sources.catalogue.rows_read,
-            event_rows=sum(source.rows_read for source in request.sources.events),
-            events_until_time=job.events_until_time,
-            rejects=job.rejects,
-            input_hash=input_hash,
-            weights=weights.version if weights else None,
+    data = DataSummary(
+        catalogue_rows=request.sources.catalogue.rows_read,
+        event_rows=sum(source.rows_read for source in request.sources.events),
+        events_until_time=job.events_until_time,
+        rejects=job.rejects,
+        input_hash=input_hash,
+        weights=weights.version if weights else None,
+    )
+    with steps.step("check the gates"):
+        verdict = _verdict(request, job, plan, parameters, index, data)
+    quality["gates"] = verdict.model_dump(mode="json")
+    if verdict.failures and not verdict.overridden:
+        evidence = {"quality": quality, "data": data.model_dump(mode="json"), "model_version": encoder.model_version}
+        figures = request.scratch / "figures.json"
+        figures.write_text(json.dumps(evidence, indent=2) + "\n", encoding="utf-8")
+        where = request.store.keep_evidence(figures, rejected if job.rejects else None)
+        raise GatesShutError(
+            f"nothing is published: {'; '.join(verdict.failures)}; the figures are in {where}; "
+            "publish all the same with --publish-anyway"
         )
+    with steps.step("publish"):
         folder = request.scratch / "snapshot"
         manifest = write_snapshot(
             folder,
@@ -178,7 +196,49 @@ def _build(
         )
         where = request.store.keep_rejects(manifest.version, rejected) if job.rejects else None
         version = request.store.publish(folder)
-    return BuildResult(version, manifest, False, job.newly_embedded, where)
+    return BuildResult(version, manifest, False, job.newly_embedded, where, verdict)
+
+
+def _verdict(
+    request: BuildRequest,
+    job: JobInput,
+    plan: _Plan,
+    parameters: Parameters,
+    index: MeasuredIndex | None,
+    data: DataSummary,
+) -> Verdict:
+    """Holds what would be published against the limits, and against what is current."""
+    draft = Served(
+        [item.item_id for item in job.items],
+        plan.vectors,
+        plan.bias,
+        plan.prior,
+        plan.scoring_matrices,
+        parameters,
+        plan.neighbours,
+        data.weights,
+    )
+    stars = request.sources.positive_rating
+    current = _current(request.store)
+    compared = current and compare(
+        draft,
+        current,
+        job.events,
+        data.event_rows,
+        plan.validation,
+        positive_rating=stars if stars is not None else 0.8 * job.highest_rating,
+        seed=request.seed,
+    )
+    figures = Figures(*fresh_recall(index, draft, plan.counts), compared)
+    return judge(figures, request.gates, override=request.publish_anyway)
+
+
+def _current(store: SnapshotStore) -> Snapshot | None:
+    try:
+        return store.open(verify=False)
+    except SnapshotError:
+        # Missing or damaged: there is nothing to compare with.
+        return None
 
 
 def _fitting_weights(folder: Path, encoder: Encoder) -> Weights:
@@ -279,7 +339,7 @@ def _measure(request: BuildRequest, job: JobInput, steps: Steps) -> Tuned | None
     if not len(targets):
         return None
     n = len(job.items)
-    users = max(_REPLAY_CELLS // n, 50)
+    users = max(REPLAY_CELLS // n, 50)
     if len(targets) > users:
         drawn = np.random.default_rng(request.seed).permutation(len(targets))[:users]
         targets = targets.select(np.sort(drawn))

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from heliotrope_indexer.build import BuildRequest, BuildResult, build
+from heliotrope_indexer.gates import GateLimits
 from heliotrope_indexer.input_settings import InputSettings, run_command
 from heliotrope_indexer.job_folder import job_home, scratch_of
 from heliotrope_indexer.progress import Steps
@@ -38,12 +40,14 @@ class BuildSettings(InputSettings):
 
     The catalogue and the events may be CSV of any delimiter, JSON Lines or Parquet, plain or gzipped. Rows
     that cannot be used are counted by reason and written to STORE/rejects/VERSION.jsonl with their line
-    numbers. A repeated build embeds only new texts; with nothing changed it does nothing.
+    numbers. A repeated build embeds only new texts; with nothing changed it does nothing. A build whose figures
+    are beyond a limit of the gates is not published; the figures are kept in STORE/failed.
     """
 
     model_config = SettingsConfigDict(
         frozen=True,
         env_prefix="HELIOTROPE_BUILD_",
+        env_nested_delimiter="__",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="heliotrope build",
@@ -60,6 +64,10 @@ class BuildSettings(InputSettings):
     ] = None
     exact_index: Annotated[bool, Field(description="no approximate index, however large the catalogue is")] = False
     seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
+    gates: Annotated[GateLimits, Field(description="what a build must show before it is published")] = GateLimits()
+    publish_anyway: Annotated[
+        bool, Field(description="publish although a gate is shut; the manifest says that it was")
+    ] = False
 
 
 def main(arguments: list[str]) -> int:
@@ -83,6 +91,8 @@ def _request(settings: BuildSettings) -> BuildRequest:
         exact_index=settings.exact_index,
         weights=settings.weights,
         seed=settings.seed,
+        gates=settings.gates,
+        publish_anyway=settings.publish_anyway,
         threads=settings.threads,
     )
 
@@ -104,6 +114,8 @@ def _report(result: BuildResult) -> None:
         for reason, count in manifest.data.rejects.items():
             rejects.add_row(reason, str(count))
         console.print(rejects)
+    if result.verdict and result.verdict.overridden:
+        print(f"heliotrope: published although {'; '.join(result.verdict.failures)}", file=sys.stderr)
     print(f"heliotrope: published {result.version}")
 
 
@@ -121,6 +133,13 @@ def _facts(result: BuildResult) -> dict[str, Any]:
         facts["validation"] = (
             f"HR@10 {validation['hr@10']}, NDCG@10 {validation['ndcg@10']} over {validation['users']} users"
         )
+    gates = quality["gates"]
+    if gates["previous"]:
+        facts["compared with"] = gates["previous"]
+    for name, gate in gates["gates"].items():
+        value = "-" if gate["value"] is None else gate["value"]
+        note = f"; {gate['note']}" if gate["note"] else ""
+        facts[f"gate {name}"] = f"{value}, limit {gate['limit']}{note}{'' if gate['passed'] else '; SHUT'}"
     for number, warning in enumerate(quality["degenerate"]):
         facts["warning" if number == 0 else f"warning {number + 1}"] = warning
     return facts

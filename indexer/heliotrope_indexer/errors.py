@@ -8,6 +8,7 @@ IndexerError
 |-- EmbeddingCacheError      the embedding cache cannot be opened or holds something unreadable
 |-- WeightsError             a weights folder is missing, damaged or does not fit; or training gave nothing usable
 |-- IndexQualityError        no index setting reached the promised recall
+|-- GatesShutError           the build is not fit to be served: a figure is beyond its limit
 `-- SnapshotError
     |-- SnapshotNotFoundError   no such store, version or CURRENT pointer
     |-- SnapshotFormatError     a format version, a shape or a name that this reader does not know
@@ -49,6 +50,10 @@ class WeightsError(IndexerError):
 
 class IndexQualityError(IndexerError):
     """No setting of the index reaches the promised recall."""
+
+
+class GatesShutError(IndexerError):
+    """A build was made and not published: the message names each figure and its limit."""
 
 
 class SnapshotError(IndexerError):

@@ -81,7 +81,7 @@ def run_command(
         settings = CliApp.run(settings_type, cli_args=arguments)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        option = "--" + ".".join(str(part) for part in first["loc"]).replace("_", "-")
         return _failed(name, f"{option}: {first['msg']}", 2)
     except CliError as error:
         return _failed(name, str(error), 2)

@@ -44,7 +44,7 @@ class VectorDrift:
 
     items: int
     aligned: bool
-    """Measured after the rotation that fits best: two snapshots that share no weights share no axes."""
+    """Measured after the rotation and factor that fit best: two snapshots that share no weights share no axes."""
     mean: float
     p50: float
     p90: float
@@ -91,14 +91,9 @@ def diff(old: Snapshot, new: Snapshot) -> SnapshotDiff:
             "events until": (old.manifest.data.events_until_time, new.manifest.data.events_until_time),
         },
         quality=_side_by_side(old.manifest.quality, new.manifest.quality),
-        drift=_drift(old, new, shared),
+        drift=drift_between(old.vectors[shared[0]], new.vectors[shared[1]], aligned=not same_space(old, new)),
         top_10_overlap=top_overlap(old, new, shared),
     )
-
-
-def vector_drift(old: Snapshot, new: Snapshot) -> VectorDrift | None:
-    """The drift alone."""
-    return _drift(old, new, _shared_rows(old, new))
 
 
 def same_space(old: Snapshot, new: Snapshot) -> bool:
@@ -163,14 +158,15 @@ def _flat(quality: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _drift(old: Snapshot, new: Snapshot, shared: tuple[NDArray[np.int64], NDArray[np.int64]]) -> VectorDrift | None:
-    if old.manifest.dimension != new.manifest.dimension or not len(shared[0]):
+def drift_between(before: Vectors, after: Vectors, *, aligned: bool) -> VectorDrift | None:
+    """The drift of shared items from (m, d) to (m, d'); None where the dimensions differ or no item is shared."""
+    if before.shape != after.shape or not len(before):
         return None
-    before, after = old.vectors[shared[0]], new.vectors[shared[1]]
-    aligned = not same_space(old, new)
     if aligned:
-        # Orthogonal Procrustes (Schönemann, 1966).
-        left, _, right = np.linalg.svd(before.astype(np.float64).T @ after)
+        # Orthogonal Procrustes with a factor (Schönemann and Carroll, 1970).
+        left, sizes, right = np.linalg.svd(before.astype(np.float64).T @ after)
+        factor = sizes.sum() / max(float(np.sum(before.astype(np.float64) ** 2)), 1e-12)
+        after = after / np.float32(max(factor, 1e-12))
         before = before @ (left @ right).astype(np.float32)
     size = float(np.sqrt(np.mean(np.sum(before.astype(np.float64) ** 2, axis=1))))
     moved = np.linalg.norm(after - before, axis=1) / max(size, 1e-12)

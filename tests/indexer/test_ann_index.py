@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer import ann_index
-from heliotrope_indexer.ann_index import build_index, exact_top, search_top, served_queries
+from heliotrope_indexer.ann_index import build_index, exact_top, recall, search_top, served_queries
 from heliotrope_indexer.errors import IndexQualityError
 from heliotrope_indexer.index_rows import head_rows, index_rows
+from heliotrope_indexer.parameters import SearchParameters
 
 
 def some_vectors(n: int = 6_000, d: int = 31) -> tuple[np.ndarray, np.ndarray]:
@@ -90,3 +91,14 @@ def test_a_head_is_tried_where_biases_decide_and_the_index_holds_the_rest(monkey
 def test_the_head_is_the_rows_of_the_largest_bias_and_ties_go_to_the_first() -> None:
     assert head_rows(np.array([1.0, 3.0, 2.0, 3.0], np.float32), 3).tolist() == [1, 3, 2]
     assert len(head_rows(np.ones(4, np.float32), 0)) == 0
+
+
+def test_recall_on_given_queries_is_what_the_build_measured_on_them() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(3_000, 15)).astype(np.float32)
+    bias, queries = rng.normal(size=3_000).astype(np.float32), rng.normal(size=(50, 15)).astype(np.float32)
+    built = build_index(vectors, bias, queries, threads=1)
+    found = recall(built.index, vectors, bias, queries, built.search)
+    assert found == pytest.approx((built.recall_at_10, built.recall_at_100))
+    poor = SearchParameters(nprobe=1, candidates=100)
+    assert recall(built.index, vectors, bias, queries, poor)[0] < found[0]

@@ -4,6 +4,7 @@
     STORE/ACTIVATIONS        which versions were current before: see activations
     STORE/<version>/...      one snapshot, immutable
     STORE/rejects/...        what the rebuild jobs could not use (not part of any snapshot)
+    STORE/failed/...         the figures of builds that were not fit to be published
 
 A version becomes visible in one step and CURRENT moves last, so a crash leaves the previous one served.
 """
@@ -17,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError, SnapshotNotFoundError
@@ -228,11 +230,22 @@ class SnapshotStore:
         """Files what the build of a version could not use as `rejects/<version>.jsonl`; returns where
         that is.
         """
-        name = f"rejects/{_checked_name(version)}.jsonl"
+        return self._keep(f"rejects/{_checked_name(version)}.jsonl", path)
+
+    def keep_evidence(self, figures: Path, rejected: Path | None) -> str:
+        """Files the figures (JSON) of a build that is not published, and what it could not use; returns where they
+        are.
+        """
+        name = f"failed/{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        if rejected is not None:
+            self._keep(f"{name}.rejects.jsonl", rejected)
+        return self._keep(f"{name}.json", figures)
+
+    def _keep(self, name: str, path: Path) -> str:
         if self._remote:
             self._remote.upload(path, name)
         else:
-            (self._folder / "rejects").mkdir(parents=True, exist_ok=True)
+            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self._folder / name)
         return f"{self.path.rstrip('/')}/{name}"
 
