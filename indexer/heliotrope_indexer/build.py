@@ -154,12 +154,13 @@ def _build(
     if plan.validation:
         quality["validation"] = plan.validation
     data = DataSummary(
-        catalogue_rows=request.sources.catalogue.rows_read,
+        catalogue_rows=job.catalogue_rows,
         event_rows=sum(source.rows_read for source in request.sources.events),
         events_until_time=job.events_until_time,
         rejects=job.rejects,
         input_hash=input_hash,
         weights=weights.version if weights else None,
+        absorbed=request.sources.delta.absorbed if request.sources.delta else None,
     )
     with steps.step("check the gates"):
         verdict = _verdict(request, job, plan, parameters, index, data)
@@ -168,9 +169,9 @@ def _build(
         evidence = {"quality": quality, "data": data.model_dump(mode="json"), "model_version": encoder.model_version}
         figures = request.scratch / "figures.json"
         figures.write_text(json.dumps(evidence, indent=2) + "\n", encoding="utf-8")
-        where = request.store.keep_evidence(figures, rejected if job.rejects else None)
+        kept = request.store.keep_evidence(figures, rejected if job.rejects else None)
         raise GatesShutError(
-            f"nothing is published: {'; '.join(verdict.failures)}; the figures are in {where}; "
+            f"nothing is published: {'; '.join(verdict.failures)}; the figures are in {kept}; "
             "publish all the same with --publish-anyway"
         )
     with steps.step("publish"):
@@ -220,15 +221,17 @@ def _verdict(
     )
     stars = request.sources.positive_rating
     current = _current(request.store)
-    compared = current and compare(
-        draft,
-        current,
-        job.events,
-        data.event_rows,
-        plan.validation,
-        positive_rating=stars if stars is not None else 0.8 * job.highest_rating,
-        seed=request.seed,
-    )
+    compared = None
+    if current is not None:
+        compared = compare(
+            draft,
+            current,
+            job.events,
+            data.event_rows,
+            plan.validation,
+            positive_rating=stars if stars is not None else 0.8 * job.highest_rating,
+            seed=request.seed,
+        )
     figures = Figures(*fresh_recall(index, draft, plan.counts), compared)
     return judge(figures, request.gates, override=request.publish_anyway)
 

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from heliotrope_indexer.build import BuildRequest, BuildResult, build
+from heliotrope_indexer.catalogue_delta import CatalogueDelta
+from heliotrope_indexer.errors import SettingsError
 from heliotrope_indexer.gates import GateLimits
 from heliotrope_indexer.input_settings import InputSettings, run_command
 from heliotrope_indexer.job_folder import job_home, scratch_of
 from heliotrope_indexer.progress import Steps
-from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
+from heliotrope_indexer.source import Source
 
 
 class BuildSettings(InputSettings):
@@ -56,6 +60,9 @@ class BuildSettings(InputSettings):
     )
 
     out: Annotated[str, Field(description="snapshot store: a folder or an fsspec URL such as s3://bucket/store")]
+    incremental: Annotated[
+        bool, Field(description="take the items of the current snapshot instead of a --catalogue, and what --data adds")
+    ] = False
     weights: Annotated[
         Path | None, Field(description="weights folder written by `heliotrope train`, for the same model")
     ] = None
@@ -69,13 +76,26 @@ class BuildSettings(InputSettings):
         bool, Field(description="publish although a gate is shut; the manifest says that it was")
     ] = False
 
+    def delta(self) -> CatalogueDelta | None:
+        """Changes of a server to absorb; a server's own command says which."""
+        return None
+
+    def items(self) -> Source | Snapshot:
+        """The catalogue, or the current snapshot for an incremental build."""
+        if not self.incremental:
+            return super().items()
+        if self.catalogue is not None:
+            raise SettingsError("--incremental takes the items of the current snapshot: leave out --catalogue")
+        return SnapshotStore(self.out).open()
+
 
 def main(arguments: list[str]) -> int:
     """Runs the command; 0 done, 1 the job failed, 2 the settings or an input file are wrong."""
-    return run_command("build", BuildSettings, arguments, _run)
+    return run_command("build", BuildSettings, arguments, run_build)
 
 
-def _run(settings: BuildSettings) -> None:
+def run_build(settings: BuildSettings) -> None:
+    """Builds and reports. Raises an IndexerError or an ExportError."""
     _report(build(_request(settings), settings.encoder(), Steps(quiet=settings.quiet)))
 
 
@@ -83,7 +103,7 @@ def _request(settings: BuildSettings) -> BuildRequest:
     whole = settings.dimension or (191 if settings.events else 127)
     text = max(whole // 3, 1)
     return BuildRequest(
-        sources=settings.sources(job_home(settings.out) / "embeddings"),
+        sources=replace(settings.sources(job_home(settings.out) / "embeddings"), delta=settings.delta()),
         store=SnapshotStore(settings.out),
         scratch=scratch_of(settings.out),
         collaborative_dimension=whole - text,
@@ -128,6 +148,8 @@ def _facts(result: BuildResult) -> dict[str, Any]:
         "newly embedded texts": result.newly_embedded,
         "index": f"{quality['index']}, recall@10 {quality['recall_at_10']}, recall@100 {quality['recall_at_100']}",
     }
+    if manifest.data.absorbed:
+        facts["absorbed changes"] = f"of the server's catalogue log, up to LSN {manifest.data.absorbed.until_lsn}"
     validation = quality.get("validation")
     if validation:
         facts["validation"] = (

@@ -93,7 +93,7 @@ def judge(figures: Figures, limits: GateLimits, *, override: bool = False) -> Ve
             if compared.drift and not compared.drift.aligned
             else _open(limits.max_drift, "not on the same weights")
         )
-    verdict = Verdict(previous=compared and compared.version, overridden=False, gates=gates)
+    verdict = Verdict(previous=None if compared is None else compared.version, overridden=False, gates=gates)
     return verdict.model_copy(update={"overridden": override and bool(verdict.failures)})
 
 

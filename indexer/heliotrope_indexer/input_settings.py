@@ -15,6 +15,7 @@ from heliotrope_export import TextEncoder
 from heliotrope_export.errors import ExportError
 from heliotrope_indexer.errors import IndexerError, SettingsError, SourceError
 from heliotrope_indexer.job_input import JobSources
+from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_indexer.source import Source
 
 
@@ -22,7 +23,9 @@ class InputSettings(BaseSettings):
     """What goes in: a catalogue, events, and the model that reads the texts."""
 
     model: Annotated[Path, Field(description="model folder written by `heliotrope export`")]
-    catalogue: Annotated[Path, Field(description="the items: id, title, and optionally description, categories")]
+    catalogue: Annotated[
+        Path | None, Field(description="the items: id, title, and optionally description, categories, provider")
+    ] = None
     events: Annotated[
         list[Path],
         Field(
@@ -56,14 +59,20 @@ class InputSettings(BaseSettings):
     quiet: Annotated[bool, Field(description="no progress bars")] = False
 
     def sources(self, default_cache: Path) -> JobSources:
-        """Where the input is. Raises SettingsError for a column mapping that is none."""
+        """Where the input is. Raises SettingsError for a column mapping that is none, or without a catalogue."""
         event_columns = _mapping(self.event_columns)
         return JobSources(
-            catalogue=Source(self.catalogue, _mapping(self.columns), self.delimiter),
+            catalogue=self.items(),
             events=tuple(Source(path, event_columns, self.event_delimiter) for path in self.events),
             cache=self.cache or default_cache,
             positive_rating=self.positive_rating,
         )
+
+    def items(self) -> Source | Snapshot:
+        """Where the items are."""
+        if self.catalogue is None:
+            raise SettingsError("--catalogue is missing")
+        return Source(self.catalogue, _mapping(self.columns), self.delimiter)
 
     def encoder(self) -> TextEncoder:
         """Opens the model. Raises an ExportError."""

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.catalogue import read_catalogue
+from heliotrope_indexer.catalogue_delta import CatalogueDelta, items_hash
 from heliotrope_indexer.embedding_cache import EmbeddingCache, Encoder
-from heliotrope_indexer.errors import SettingsError
+from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError
 from heliotrope_indexer.events import EventTable, read_events
 from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.manifest import file_sha256
 from heliotrope_indexer.parameters import EVENT_TYPES
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.rejects import RejectLog
+from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_indexer.source import Source
 
 LIKED_TYPES = ("click", "purchase", "favorite", "share")
@@ -33,30 +35,57 @@ LIKED_TYPES = ("click", "purchase", "favorite", "share")
 class JobSources:
     """Where the input of a job is."""
 
-    catalogue: Source
+    catalogue: Source | Snapshot
+    """A file, or a snapshot whose items are taken as they are."""
     events: tuple[Source, ...]
     cache: Path
     """Folder of the embedding cache."""
     positive_rating: float | None = None
     """Stars that count as liked; None: 4/5 of the highest rating."""
+    delta: CatalogueDelta | None = None
+    """Changes of a server to lay over the catalogue."""
 
     def check(self) -> None:
         """Raises SettingsError unless every file is there."""
-        for source in (self.catalogue, *self.events):
+        for source in self._files:
             if not source.path.is_file():
                 raise SettingsError(f"there is no file {source.path}")
 
     def hash_with(self, encoder: Encoder, settings: Mapping[str, Any]) -> str:
         """SHA-256 of everything that decides what comes of the job."""
         self.check()
-        sources = [self.catalogue, *self.events]
-        content = {
+        content: dict[str, Any] = {
             "model": [encoder.model_version, encoder.variant],
-            "sources": [[file_sha256(s.path), s.path.suffixes, dict(s.columns), s.delimiter] for s in sources],
+            "sources": [[file_sha256(s.path), s.path.suffixes, dict(s.columns), s.delimiter] for s in self._files],
             "positive_rating": self.positive_rating,
             "settings": settings,
         }
+        if isinstance(self.catalogue, Snapshot):
+            # Of what comes of it, so that a snapshot that holds all changes is not built again.
+            content["items"] = items_hash(self.changed(_snapshot_items(self.catalogue)))
+        if self.delta is not None and self.delta.absorbed is not None:
+            content["absorbed"] = self.delta.absorbed.model_dump()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def read_catalogue(self, rejects: RejectLog) -> tuple[list[CatalogItem], int]:
+        """All items with the changes laid over, and how many rows the catalogue has."""
+        if isinstance(self.catalogue, Snapshot):
+            return self.changed(_snapshot_items(self.catalogue)), len(self.catalogue)
+        items = read_catalogue(self.catalogue, rejects)
+        return self.changed(items), self.catalogue.rows_read
+
+    def changed(self, items: list[CatalogItem]) -> list[CatalogItem]:
+        """Items with the changes of the server. Raises EmptyCatalogueError when all are deleted."""
+        if self.delta is None:
+            return items
+        laid = self.delta.laid_over(items)
+        if not laid:
+            raise EmptyCatalogueError(f"all {len(items)} items of the catalogue are deleted on the server")
+        return laid
+
+    @property
+    def _files(self) -> list[Source]:
+        return [*([self.catalogue] if isinstance(self.catalogue, Source) else []), *self.events]
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,8 @@ class JobInput:
     """What was read: n items, their text features, E events."""
 
     items: list[CatalogItem]
+    catalogue_rows: int
+    """Rows of the catalogue, rejected ones included."""
     events: EventTable
     pooled: NDArray[np.float32]
     """(n, D) as they come from the encoder."""
@@ -90,7 +121,7 @@ def read_input(sources: JobSources, rejected: Path, encoder: Encoder, steps: Ste
     """Reads and embeds everything; rows that cannot be used are written to `rejected`."""
     with RejectLog(rejected) as rejects:
         with steps.step("read the catalogue"):
-            items = read_catalogue(sources.catalogue, rejects)
+            items, catalogue_rows = sources.read_catalogue(rejects)
         with steps.step("read the events"):
             rows = {item.item_id: row for row, item in enumerate(items)}
             events = read_events(sources.events, rows, rejects)
@@ -102,6 +133,7 @@ def read_input(sources: JobSources, rejected: Path, encoder: Encoder, steps: Ste
     stars = sources.positive_rating if sources.positive_rating is not None else 0.8 * highest
     return JobInput(
         items=items,
+        catalogue_rows=catalogue_rows,
         events=events,
         pooled=pooled,
         feature_mean=mean,
@@ -112,6 +144,10 @@ def read_input(sources: JobSources, rejected: Path, encoder: Encoder, steps: Ste
         highest_rating=highest,
         positive=positive_events(events, stars),
     )
+
+
+def _snapshot_items(snapshot: Snapshot) -> list[CatalogItem]:
+    return [snapshot.item(row) for row in range(len(snapshot))]
 
 
 def positive_events(events: EventTable, positive_rating: float) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from heliotrope_indexer.catalogue_delta import AbsorbedDelta
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotFormatError
 from heliotrope_indexer.parameters import Parameters
 
@@ -57,6 +58,8 @@ class DataSummary(BaseModel):
     input_hash: str | None = None
     weights: str | None = None
     """Version of the trained weights; None where there were none."""
+    absorbed: AbsorbedDelta | None = None
+    """The changes of a server's catalogue log that are in it; None: none."""
 
 
 class Manifest(BaseModel):

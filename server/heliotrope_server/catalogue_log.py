@@ -4,13 +4,18 @@ Shard 0 writes it; the others read it. State is what the log says: a shard that 
 reads on from where it stopped.
 """
 
+import logging
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.record_log import read_log
@@ -18,9 +23,15 @@ from heliotrope_server.record_log import read_log
 UPSERT = 1
 DELETE = 2
 
+logger = logging.getLogger(__name__)
+
 
 class CatalogueChanges:
-    """The net effect of the catalogue log: what to lay over a snapshot."""
+    """The net effect of the catalogue log: what to lay over a snapshot.
+
+    A snapshot may have absorbed the log up to a change; then only later ones are laid over it. Which log that was is
+    told by a running digest of its records.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,23 +41,55 @@ class CatalogueChanges:
         self.added_s: dict[str, float] = {}
         self._items: dict[str, DeltaItem] = {}
         self._deleted: set[str] = set()
+        # Sequence number of the last change of each item that was ever changed.
+        self._changed_at: dict[str, int] = {}
+        # The digest of everything up to each change, in order; the last is that of `sequence`.
+        self._digests = array("Q")
+        self._digest = xxhash.xxh3_64()
 
     def catch_up(self, catalogue: LiveCatalogue | None = None) -> None:
         """Reads what is new in the log and, if given, applies it to a catalogue that is being served."""
         for frame in read_log(self.folder, after_lsn=self.sequence):
             for offset, record in enumerate(frame.records):
                 if frame.first_lsn + offset > self.sequence:
-                    self._take(record, catalogue)
                     self.sequence = frame.first_lsn + offset
+                    self._digest.update(msgpack.packb([self.sequence, record]))
+                    self._digests.append(self._digest.intdigest())
+                    self._take(record, catalogue)
 
     def lay_over(self, catalogue: LiveCatalogue) -> None:
-        """Applies everything to a fresh catalogue. An item whose text the snapshot already holds is absorbed."""
+        """Applies to a fresh catalogue what its snapshot has not absorbed: what was changed after its cut-off, or
+        differs from what it holds.
+        """
+        absorbed = self.absorbed_by(catalogue.snapshot.manifest.data.absorbed)
         for item_id in self._deleted:
-            catalogue.delete(item_id)
+            if self._changed_at[item_id] > absorbed:
+                catalogue.delete(item_id)
         for item_id, entry in self._items.items():
             row = catalogue.snapshot.row_of(item_id)
-            if row is None or catalogue.snapshot.item(row) != entry.item:
+            if self._changed_at[item_id] > absorbed and (row is None or catalogue.snapshot.item(row) != entry.item):
                 catalogue.upsert(entry)
+
+    def absorbed_by(self, absorbed: AbsorbedDelta | None) -> int:
+        """Sequence number up to which a snapshot holds the changes of this very log; 0 when it is of another one."""
+        if absorbed is None:
+            return 0
+        place = absorbed.until_lsn - self.sequence + len(self._digests) - 1
+        if not 0 <= place < len(self._digests) or _hex(self._digests[place]) != absorbed.digest:
+            logger.warning(
+                "the snapshot has absorbed LSN %d of another catalogue log; this one, at %d, is laid over it whole",
+                absorbed.until_lsn,
+                self.sequence,
+            )
+            return 0
+        return absorbed.until_lsn
+
+    def delta(self) -> CatalogueDelta:
+        """What a rebuild absorbs: everything up to now."""
+        absorbed = None
+        if self.sequence:
+            absorbed = AbsorbedDelta(until_lsn=self.sequence, digest=_hex(self._digests[-1]))
+        return CatalogueDelta(tuple(entry.item for entry in self._items.values()), frozenset(self._deleted), absorbed)
 
     def live_items(self) -> list[DeltaItem]:
         """Items added or replaced since the start of the log, in order."""
@@ -59,6 +102,7 @@ class CatalogueChanges:
             self._items[item_id] = replace(old, pooled=vector, residual=None, version="", model_version=model_version)
 
     def _take(self, record: list[Any], catalogue: LiveCatalogue | None) -> None:
+        self._changed_at[record[1]] = self.sequence
         if record[0] == DELETE:
             self._items.pop(record[1], None)
             self._deleted.add(record[1])
@@ -106,3 +150,7 @@ def decode_upsert(record: list[Any]) -> DeltaItem:
         model_version,
         added_s,
     )
+
+
+def _hex(digest: int) -> str:
+    return f"{digest:016x}"

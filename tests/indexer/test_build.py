@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ import pytest
 
 from heliotrope_indexer import build as build_module
 from heliotrope_indexer.build import BuildRequest, build
+from heliotrope_indexer.catalog_item import CatalogItem
+from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
 from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError, StoreBusyError
-from heliotrope_indexer.features import features
+from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.source import Source
-from tests.indexer.conftest import Encoded, WordEncoder
+from tests.indexer.conftest import Encoded, WordEncoder, some_items
 
 Shop = Callable[..., BuildRequest]
 
@@ -215,3 +218,75 @@ def test_a_kill_leaves_the_previous_snapshot_and_its_work(
     # The embedding of the killed run was kept.
     assert encoder.encoded == []
     assert not shop().scratch.exists()
+
+
+def test_changes_of_a_server_are_absorbed(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    build(shop(), encoder, steps)
+    encoder.encoded.clear()
+    # White space that a catalogue file would not keep: what the server knows is taken as it is.
+    changed, new = CatalogItem("i3", "a  new name"), CatalogItem("live", "thing 4 of kind 4", "", ("kind4",), "shop1")
+    absorbed = AbsorbedDelta(until_lsn=9, digest="0123456789abcdef")
+    delta = CatalogueDelta((changed, new), frozenset({"i5", "never"}), absorbed)
+    request = replace(shop(), sources=replace(shop().sources, delta=delta))
+    result = build(request, encoder, steps)
+    assert encoder.encoded == ["a  new name"]
+    snapshot = request.store.open()
+    assert snapshot.manifest.data.absorbed == absorbed
+    ids = [item.item_id for item in some_items(30) if item.item_id != "i5"]
+    assert snapshot.item_ids[:] == [*ids, "live"]
+    assert [snapshot.item(row) for row in (3, 29)] == [changed, new]
+    assert build(request, encoder, steps).reused
+
+    # An incremental build stands on the snapshot: nothing is new in it, so nothing happens.
+    again = replace(request, sources=replace(request.sources, catalogue=snapshot))
+    second = build(again, encoder, steps)
+    assert second.manifest.data.catalogue_rows == 30
+    last = replace(request, sources=replace(request.sources, catalogue=request.store.open()))
+    assert build(last, encoder, steps).reused
+    assert request.store.open().item_ids[:] == snapshot.item_ids[:]
+    assert result.newly_embedded == 1 and second.newly_embedded == 0
+
+
+def test_a_catalogue_that_is_all_deleted_is_refused(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
+    delta = CatalogueDelta((), frozenset(item.item_id for item in some_items(30)), None)
+    with pytest.raises(EmptyCatalogueError, match="all 30 items of the catalogue are deleted on the server"):
+        build(replace(shop(), sources=replace(shop().sources, delta=delta)), encoder, steps)
+
+
+HALF_EMBEDDED = """
+import os, signal, sys
+from pathlib import Path
+from heliotrope_indexer import build as job, embedding_cache
+from heliotrope_indexer.job_input import JobSources
+from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.progress import Steps
+from heliotrope_indexer.source import Source
+from tests.indexer.conftest import WordEncoder
+
+class Mortal(WordEncoder):
+    def encode(self, texts):
+        if len(self.encoded) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(texts)
+
+folder = Path(sys.argv[1])
+embedding_cache._BATCH = 10
+sources = JobSources(Source(folder / "items.csv"), (Source(folder / "events.csv"),), folder / "store" / "embeddings")
+store = SnapshotStore(folder / "store")
+job.build(job.BuildRequest(sources, store, folder / "store" / ".building", threads=1), Mortal(), Steps(quiet=True))
+"""
+
+
+def test_a_build_that_was_killed_while_embedding_embeds_only_the_rest(
+    shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", HALF_EMBEDDED, str(tmp_path)], cwd=Path(__file__).parents[2], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    result = build(shop(), encoder, steps)
+    assert (result.newly_embedded, len(encoder.encoded), len(set(encoder.encoded))) == (10, 10, 10)
+    whole = WordEncoder()
+    vectors = whole.encode([item.text for item in some_items(30)]).vectors
+    mean = shop().store.open().feature_mean
+    np.testing.assert_allclose(mean, feature_mean(vectors), rtol=1e-5)
