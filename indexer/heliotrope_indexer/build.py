@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
 from heliotrope_indexer.degenerate import degenerate
@@ -25,12 +27,13 @@ from heliotrope_indexer.embedding_cache import Encoder
 from heliotrope_indexer.errors import GatesShutError, SnapshotError, WeightsError
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.features import features
-from heliotrope_indexer.gate_figures import REPLAY_CELLS, Figures, Served, compare, fresh_recall
+from heliotrope_indexer.gate_figures import REPLAY_CELLS, Figures, Served, compare, fresh_recall, some_targets
 from heliotrope_indexer.gates import GateLimits, Verdict, judge
 from heliotrope_indexer.item_vectors import ItemVectors, item_counts, learn_item_vectors, population_mean
 from heliotrope_indexer.job_folder import alone
 from heliotrope_indexer.job_input import JobInput, JobSources, read_input
 from heliotrope_indexer.manifest import DataSummary, Manifest
+from heliotrope_indexer.memory import BuildSize, check_memory, plan_memory
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.progress import Steps
@@ -61,6 +64,9 @@ class BuildRequest:
     exact_index: bool = False
     seed: int = 0
     threads: int = 2
+    """Of every library that computes: BLAS, OpenMP, FAISS, Arrow; the encoder brings its own."""
+    max_memory: int | None = None
+    """Bytes that the job may hold; None: no limit."""
     gates: GateLimits = field(default_factory=GateLimits)
     publish_anyway: bool = False
     """Publish although a gate is shut; the verdict says so."""
@@ -112,21 +118,28 @@ def build(request: BuildRequest, encoder: Encoder, steps: Steps) -> BuildResult:
     with alone(request.scratch):
         shutil.rmtree(request.scratch, ignore_errors=True)
         request.scratch.mkdir(parents=True)
+        arrow_threads = pa.cpu_count()
+        pa.set_cpu_count(request.threads)
         try:
-            return _build(request, encoder, steps, input_hash, weights)
+            with threadpool_limits(request.threads):
+                return _build(request, encoder, steps, input_hash, weights)
         finally:
+            pa.set_cpu_count(arrow_threads)
             shutil.rmtree(request.scratch, ignore_errors=True)
 
 
 def hash_of_input(request: BuildRequest, encoder: Encoder, weights: Weights | None = None) -> str:
     """SHA-256 of everything that decides the content of the snapshot."""
-    settings = {
+    settings: dict[str, Any] = {
         "revision": [BUILD_REVISION, recipe_summary(Recipe())],
         "weights": weights.version if weights else None,
         "dimensions": [request.collaborative_dimension, request.text_dimension],
         "exact_index": request.exact_index,
         "seed": request.seed,
     }
+    if request.max_memory is not None:
+        # It may leave room for fewer users to measure on.
+        settings["max_memory"] = request.max_memory
     return request.sources.hash_with(encoder, settings)
 
 
@@ -134,9 +147,14 @@ def _build(
     request: BuildRequest, encoder: Encoder, steps: Steps, input_hash: str, weights: Weights | None
 ) -> BuildResult:
     rejected = request.scratch / "rejects.jsonl"
+    memory = plan_memory(_size(request, encoder, weights), request.max_memory) if request.max_memory else None
+    replay_cells = memory.replay_cells if memory else REPLAY_CELLS
     job = read_input(request.sources, rejected, encoder, steps)
-    plan = _trained_plan(job, weights) if weights else _plain_plan(request, job, steps)
+    check_memory(request.max_memory, "embed texts")
+    plan = _trained_plan(job, weights) if weights else _plain_plan(request, job, steps, replay_cells)
+    check_memory(request.max_memory, "learn item vectors")
     index = _index(request, plan, steps)
+    check_memory(request.max_memory, "build and measure the index")
     young = _young(request, job, plan, steps) if len(job.events) else None
     parameters = plan.parameters.model_copy(
         update={
@@ -163,7 +181,7 @@ def _build(
         absorbed=request.sources.delta.absorbed if request.sources.delta else None,
     )
     with steps.step("check the gates"):
-        verdict = _verdict(request, job, plan, parameters, index, data)
+        verdict = _verdict(request, job, plan, parameters, index, data, replay_cells)
     quality["gates"] = verdict.model_dump(mode="json")
     if verdict.failures and not verdict.overridden:
         evidence = {"quality": quality, "data": data.model_dump(mode="json"), "model_version": encoder.model_version}
@@ -200,6 +218,19 @@ def _build(
     return BuildResult(version, manifest, False, job.newly_embedded, where, verdict)
 
 
+def _size(request: BuildRequest, encoder: Encoder, weights: Weights | None) -> BuildSize:
+    items, catalogue_bytes, events = request.sources.size()
+    plain = min(request.collaborative_dimension + request.text_dimension, encoder.dimension)
+    return BuildSize(
+        items=items,
+        catalogue_bytes=catalogue_bytes,
+        events=events,
+        feature_dimension=encoder.dimension,
+        dimension=len(weights.projection) if weights else plain,
+        indexed=not request.exact_index and items > EXACT_UP_TO,
+    )
+
+
 def _verdict(
     request: BuildRequest,
     job: JobInput,
@@ -207,6 +238,7 @@ def _verdict(
     parameters: Parameters,
     index: MeasuredIndex | None,
     data: DataSummary,
+    replay_cells: int,
 ) -> Verdict:
     """Holds what would be published against the limits, and against what is current."""
     draft = Served(
@@ -231,6 +263,7 @@ def _verdict(
             plan.validation,
             positive_rating=stars if stars is not None else 0.8 * job.highest_rating,
             seed=request.seed,
+            replay_cells=replay_cells,
         )
     figures = Figures(*fresh_recall(index, draft, plan.counts), compared)
     return judge(figures, request.gates, override=request.publish_anyway)
@@ -280,10 +313,10 @@ def _trained_plan(job: JobInput, weights: Weights) -> _Plan:
     )
 
 
-def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps) -> _Plan:
+def _plain_plan(request: BuildRequest, job: JobInput, steps: Steps, replay_cells: int) -> _Plan:
     """Item vectors by ALS and text with plain weights, measured and calibrated on held-out events if there are any."""
     recipe = Recipe()
-    measured = _measure(request, job, steps) if len(job.events) else None
+    measured = _measure(request, job, steps, replay_cells) if len(job.events) else None
     with steps.step("learn item vectors"):
         learned = _learn(request, job.features, job.events, recipe.norm_power)
         chosen = measured.scoring if measured else _unmeasured_scoring(learned, job.highest_rating)
@@ -335,17 +368,14 @@ def _learn(request: BuildRequest, text: NDArray[np.float32], events: EventTable,
     )
 
 
-def _measure(request: BuildRequest, job: JobInput, steps: Steps) -> Tuned | None:
+def _measure(request: BuildRequest, job: JobInput, steps: Steps, replay_cells: int) -> Tuned | None:
     """Measures and calibrates the defaults on each user's last positive event; None without any."""
     stars = request.sources.positive_rating
     remaining, targets = hold_out(job.events, stars if stars is not None else 0.8 * job.highest_rating)
     if not len(targets):
         return None
     n = len(job.items)
-    users = max(REPLAY_CELLS // n, 50)
-    if len(targets) > users:
-        drawn = np.random.default_rng(request.seed).permutation(len(targets))[:users]
-        targets = targets.select(np.sort(drawn))
+    targets = some_targets(targets, n, replay_cells, request.seed)
     tuner = Tuner(
         Replay(remaining, targets, n), _learner(request, job.features, remaining), highest_rating=job.highest_rating
     )

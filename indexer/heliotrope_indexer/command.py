@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +37,7 @@ from heliotrope_indexer.job_folder import job_home, scratch_of
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_indexer.source import Source
+from heliotrope_indexer.threads import stand_back
 
 
 class BuildSettings(InputSettings):
@@ -71,6 +72,10 @@ class BuildSettings(InputSettings):
     ] = None
     exact_index: Annotated[bool, Field(description="no approximate index, however large the catalogue is")] = False
     seed: Annotated[int, Field(ge=0, description="seed of everything random")] = 0
+    max_memory: Annotated[
+        ByteSize | None, Field(description="memory that the job may use, such as 4GB: refused at once if it needs more")
+    ] = None
+    nice: Annotated[int, Field(ge=0, le=19, description="how far the job stands back for others on the machine")] = 0
     gates: Annotated[GateLimits, Field(description="what a build must show before it is published")] = GateLimits()
     publish_anyway: Annotated[
         bool, Field(description="publish although a gate is shut; the manifest says that it was")
@@ -96,6 +101,7 @@ def main(arguments: list[str]) -> int:
 
 def run_build(settings: BuildSettings) -> None:
     """Builds and reports. Raises an IndexerError or an ExportError."""
+    stand_back(settings.nice)
     _report(build(_request(settings), settings.encoder(), Steps(quiet=settings.quiet)))
 
 
@@ -111,6 +117,7 @@ def _request(settings: BuildSettings) -> BuildRequest:
         exact_index=settings.exact_index,
         weights=settings.weights,
         seed=settings.seed,
+        max_memory=settings.max_memory,
         gates=settings.gates,
         publish_anyway=settings.publish_anyway,
         threads=settings.threads,

@@ -4,6 +4,7 @@ IndexerError
 |-- SettingsError            the command line asked for something impossible
 |-- SourceError              an input file as a whole cannot be read (a bad row is rejected, it never raises)
 |   `-- ColumnError          a needed column is missing from the file, or mapped to a column it does not have
+|-- MemoryLimitError         the job needs, or holds, more memory than it may
 |-- EmptyCatalogueError      no usable item is left after reading
 |-- EmbeddingCacheError      the embedding cache cannot be opened or holds something unreadable
 |-- WeightsError             a weights folder is missing, damaged or does not fit; or training gave nothing usable
@@ -34,6 +35,10 @@ class ColumnError(SourceError):
 
 class StoreBusyError(IndexerError):
     """Another build is running on the same store."""
+
+
+class MemoryLimitError(IndexerError):
+    """The job needs more memory than its limit: the message names both."""
 
 
 class EmptyCatalogueError(IndexerError):

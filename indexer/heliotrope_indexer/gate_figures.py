@@ -19,6 +19,8 @@ from heliotrope_indexer.snapshot_diff import VectorDrift, drift_between
 
 REPLAY_CELLS = 10_000_000
 """Users times items that one replay may score at once: 40 MB a part."""
+MIN_REPLAY_USERS = 50
+"""However large the catalogue is."""
 _FRESH_SEED = 1
 """The index was tuned on the queries of seed 0."""
 
@@ -98,6 +100,7 @@ def compare(
     *,
     positive_rating: float,
     seed: int,
+    replay_cells: int = REPLAY_CELLS,
 ) -> Compared:
     """Measures a draft beside the current snapshot; `events` are in rows of the draft."""
     before = served_by(current)
@@ -116,7 +119,7 @@ def compare(
         items_gone=len(current) - len(shared),
         events=(current.manifest.data.event_rows, event_rows),
         held_out=_both(_quality(current.manifest.quality.get("validation")), _quality(validation)),
-        replay=_replayed(draft, before, old_rows, events, positive_rating, seed),
+        replay=_replayed(draft, before, old_rows, events, positive_rating, seed, replay_cells),
         drift=drift,
     )
 
@@ -128,16 +131,14 @@ def _replayed(
     events: EventTable,
     positive_rating: float,
     seed: int,
+    replay_cells: int,
 ) -> tuple[Quality, Quality] | None:
     """Both on the events of the items that both have; None without a user to ask."""
     events = events.select(old_rows[events.row] >= 0)
     remaining, targets = hold_out(events, positive_rating)
     if not len(targets):
         return None
-    users = max(REPLAY_CELLS // max(len(draft.item_ids), len(before.item_ids)), 50)
-    if len(targets) > users:
-        drawn = np.random.default_rng(seed).permutation(len(targets))[:users]
-        targets = targets.select(np.sort(drawn))
+    targets = some_targets(targets, max(len(draft.item_ids), len(before.item_ids)), replay_cells, seed)
     return (
         _replay(before, replace(remaining, row=old_rows[remaining.row]), replace(targets, row=old_rows[targets.row])),
         _replay(draft, remaining, targets),
@@ -150,6 +151,14 @@ def _replay(served: Served, remaining: EventTable, targets: EventTable) -> Quali
         served.vectors, served.bias, served.prior, served.scoring_matrices, served.parameters, served.neighbours
     )
     return replay.quality(scores)
+
+
+def some_targets(targets: EventTable, n: int, cells: int, seed: int) -> EventTable:
+    """As many targets as can be scored on n items within `cells` scores, drawn at random."""
+    users = max(cells // n, MIN_REPLAY_USERS)
+    if len(targets) <= users:
+        return targets
+    return targets.select(np.sort(np.random.default_rng(seed).permutation(len(targets))[:users]))
 
 
 def _both(before: Quality | None, now: Quality | None) -> tuple[Quality, Quality] | None:

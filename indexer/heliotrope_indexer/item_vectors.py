@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from heliotrope_indexer.events import EventTable
+from heliotrope_indexer.features import row_blocks
 from heliotrope_indexer.parameters import EVENT_TYPES
 
 RIDGE = 30.0
@@ -137,20 +138,26 @@ def ridge_map(features: NDArray[np.float32], targets: NDArray[np.float32], stren
     """W (d, D) that minimises `sum |W f_i - y_i|^2 + strength |W|^2` for features (n, D) and targets (n,
     d).
     """
-    wide = features.astype(np.float64)
-    gram = wide.T @ wide + strength * np.eye(wide.shape[1])
-    solved: NDArray[np.float32] = np.linalg.solve(gram, wide.T @ targets).T.astype(np.float32)
+    gram = _product(features, features) + strength * np.eye(features.shape[1])
+    solved: NDArray[np.float32] = np.linalg.solve(gram, _product(features, targets)).T.astype(np.float32)
     return solved
 
 
 def principal_axes(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
     """The `dimension` leading principal axes of the features (n, D), as rows (dimension, D), signs fixed."""
-    wide = features.astype(np.float64)
-    _, axes = np.linalg.eigh(wide.T @ wide)
+    _, axes = np.linalg.eigh(_product(features, features))
     leading = axes[:, ::-1][:, :dimension].T
     signs = np.sign(leading[np.arange(len(leading)), np.abs(leading).argmax(axis=1)])
     fixed: NDArray[np.float32] = np.ascontiguousarray(leading * signs[:, None], dtype=np.float32)
     return fixed
+
+
+def _product(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """one^T other in float64, (n, a) and (n, b) to (a, b), without a float64 copy of either."""
+    total = np.zeros((one.shape[1], other.shape[1]))
+    for rows in row_blocks(len(one)):
+        total += one[rows].astype(np.float64).T @ other[rows].astype(np.float64)
+    return total
 
 
 def _not_negative(events: EventTable) -> NDArray[np.bool_]:

@@ -74,6 +74,16 @@ class JobSources:
         items = read_catalogue(self.catalogue, rejects)
         return self.changed(items), self.catalogue.rows_read
 
+    def size(self) -> tuple[int, int, int]:
+        """About how many items there will be, bytes of their texts, and how many events; reads the files once."""
+        if isinstance(self.catalogue, Snapshot):
+            items, length = len(self.catalogue), self.catalogue.items_table.nbytes
+        else:
+            items, length = self.catalogue.size()
+        added = () if self.delta is None else self.delta.items
+        texts = sum(len(item.text) for item in added)
+        return items + len(added), length + texts, sum(source.size()[0] for source in self.events)
+
     def changed(self, items: list[CatalogItem]) -> list[CatalogItem]:
         """Items with the changes of the server. Raises EmptyCatalogueError when all are deleted."""
         if self.delta is None:

@@ -65,6 +65,27 @@ class Source:
         except (OSError, EOFError, gzip.BadGzipFile) as error:
             raise SourceError(f"{self.path} cannot be read: {error}") from error
 
+    def size(self) -> tuple[int, int]:
+        """About how many rows the file has, and bytes of their text: its lines, or what Parquet's footer says.
+
+        Raises SourceError when the file cannot be read.
+        """
+        name = self.path.name.removesuffix(".gz")
+        try:
+            if name.endswith((".parquet", ".pq")):
+                import pyarrow.parquet as pq
+
+                metadata = pq.read_metadata(self.path)
+                groups = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+                return metadata.num_rows, sum(groups)
+            rows = length = 0
+            with (gzip.open if self.path.name.endswith(".gz") else open)(self.path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    rows, length = rows + chunk.count(b"\n"), length + len(chunk)
+            return rows, length
+        except (OSError, EOFError, ValueError) as error:
+            raise SourceError(f"{self.path} cannot be read: {error}") from error
+
     def resolve(self, names: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Which file columns make up each of our columns, from the mapping or else from well-known names.
 
