@@ -28,6 +28,8 @@ class Activation:
         self._engine = engine
         self._store = store
         self._prepared: tuple[LiveCatalogue, float] | None = None
+        # Held by whoever switches the whole server: two switches at a time would leave shards with either.
+        self.switching = asyncio.Lock()
 
     async def prepare(self, version: str) -> None:
         """Loads and warms a snapshot. Raises SnapshotUnusableError; the active one goes on serving."""

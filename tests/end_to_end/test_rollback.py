@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_a_rollback_after_a_restart(tmp_path):
         with pytest.raises(FailedPreconditionError, match="knows of no version that was current before") as caught:
             client.roll_back_snapshot()
         assert caught.value.reason == "NO_PREVIOUS_SNAPSHOT"
+
+
+def test_switches_asked_of_several_shards_at_once_leave_all_with_one_snapshot(tmp_path):
+    store = tmp_path / "store"
+    versions = [worlds.publish(store, seed=seed) for seed in range(3)]
+    with running_server(store, tmp_path / "data", "--shards", "3") as server, Client(server.address) as client:
+        addresses = [shard.address for shard in client.serving_status().shards]
+
+        def switch(turn: int) -> str:
+            with Client(addresses[turn % 3], direct=False) as one:
+                return one.activate_snapshot(versions[turn * 7 % 3]).snapshot_version
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(switch, range(24))) == [versions[turn * 7 % 3] for turn in range(24)]
+        assert served(client) == {SnapshotStore(store).current()}
 
 
 def test_prune_spares_what_a_server_serves(tmp_path):

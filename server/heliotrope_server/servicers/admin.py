@@ -19,7 +19,7 @@ from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import FeedbackOffError, SnapshotUnusableError
 from heliotrope_server.learning_exchange import LEADER
-from heliotrope_server.peers import Peers
+from heliotrope_server.peers import Peer, Peers
 from heliotrope_server.servicers.learning_status import add_shard_fields, learning_status
 from heliotrope_server.servicers.routing import passed_on, remaining_s
 from heliotrope_server.settings import SLOT_COUNT, slots_of
@@ -47,7 +47,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._addresses = addresses
         self._whole_server = whole_server
         self._start_s = time.time()
-        self._switching = asyncio.Lock()
 
     async def GetServingStatus(self, request: pb.GetServingStatusRequest, context: Any) -> pb.GetServingStatusResponse:
         answers = [self._own_answer()]
@@ -67,7 +66,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return pb.ListSnapshotsResponse(snapshots=await asyncio.to_thread(self._summaries))
 
     async def ActivateSnapshot(self, request: pb.ActivateSnapshotRequest, context: Any) -> pb.ActivateSnapshotResponse:
-        async with self._switching:
+        leader = self._leader()
+        if leader is not None:
+            call = leader.admin.ActivateSnapshot(request, timeout=remaining_s(context), wait_for_ready=True)
+            return await passed_on(leader, call)
+        async with self._activation.switching:
             previous = self._engine.catalogue.version
             try:
                 version = request.snapshot_version or self._store.current()
@@ -81,7 +84,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             )
 
     async def RollBackSnapshot(self, request: pb.RollBackSnapshotRequest, context: Any) -> pb.RollBackSnapshotResponse:
-        async with self._switching:
+        leader = self._leader()
+        if leader is not None:
+            call = leader.admin.RollBackSnapshot(request, timeout=remaining_s(context), wait_for_ready=True)
+            return await passed_on(leader, call)
+        async with self._activation.switching:
             try:
                 # The store remembers, so that a rollback works after a restart as well.
                 version = await asyncio.to_thread(self._store.previous, self._engine.catalogue.version)
@@ -93,7 +100,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             return pb.RollBackSnapshotResponse(snapshot_version=version)
 
     async def RollBackWeights(self, request: pb.RollBackWeightsRequest, context: Any) -> pb.RollBackWeightsResponse:
-        leader = self._peers.of(LEADER) if self._whole_server else None
+        leader = self._leader()
         if leader is not None:
             call = leader.admin.RollBackWeights(request, timeout=remaining_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
@@ -102,6 +109,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             raise FeedbackOffError("LEARNING_OFF", "this server does not learn: start it with --learn-online")
         version, withdrawn = await learning.leader.roll_back()
         return pb.RollBackWeightsResponse(weights_version=version, withdrawn_weights_version=withdrawn)
+
+    def _leader(self) -> Peer | None:
+        """The shard that changes the whole server, one change at a time; None: this one, or it was asked by a peer."""
+        return self._peers.of(LEADER) if self._whole_server else None
 
     async def _switch(self, version: str, how: How, timeout_s: float) -> float:
         """Prepares on every shard, then commits on every shard. Raises, with nothing changed, if one can't prepare."""
