@@ -30,7 +30,9 @@ from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.device_index import build_device_index, device_problem
 from heliotrope_server.gpu_retriever import GpuRetriever
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import CandidateIndex, ExactRetriever, Query, Retriever, live_view, make_retriever
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import CandidateIndex, ExactRetriever, Retriever, make_retriever
+from heliotrope_server.scoring import Query
 from heliotrope_server.settings import IndexKind
 
 BATCHES = (1, 16, 64, 256)

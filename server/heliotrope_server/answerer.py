@@ -14,11 +14,13 @@ from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_view import LiveView, live_view
 from heliotrope_server.neighbours import SuggestionCache, Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
-from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
+from heliotrope_server.retriever import Ranking, Retriever, make_retriever
+from heliotrope_server.scoring import Query, exact_scores
 from heliotrope_server.segments import SegmentPriors
 from heliotrope_server.trending import Trending
 from heliotrope_server.version_token import VersionClock

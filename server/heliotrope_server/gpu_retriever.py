@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 
 from heliotrope_server.device_index import DeviceLostError, build_device_index, device_problem
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import (
-    CandidateIndex,
-    FaissRetriever,
-    LiveView,
-    Query,
-    Ranking,
-    Retriever,
-    make_retriever,
-)
+from heliotrope_server.live_view import LiveView
+from heliotrope_server.retriever import CandidateIndex, FaissRetriever, Ranking, Retriever, make_retriever
+from heliotrope_server.scoring import Query
 from heliotrope_server.settings import Device, IndexKind
 
 CHECKED_QUERIES = 64

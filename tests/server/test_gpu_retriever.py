@@ -20,7 +20,9 @@ from heliotrope_server.device_index import (
     probe,
 )
 from heliotrope_server.gpu_retriever import GpuRetriever, SearchDevice, recall_at_10
-from heliotrope_server.retriever import ExactRetriever, FaissRetriever, Query, live_view
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import ExactRetriever, FaissRetriever
+from heliotrope_server.scoring import Query
 from tests.end_to_end.running_server import refused_start
 from tests.server import worlds
 from tests.server.stand_in_device import Device

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer.snapshot import CatalogItem
-from heliotrope_server import retriever as retriever_module
+from heliotrope_server import live_view as live_view_module
 from heliotrope_server.live_catalogue import DeltaItem
-from heliotrope_server.retriever import FaissRetriever, Query, live_view, make_retriever
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import FaissRetriever, make_retriever
+from heliotrope_server.scoring import Query
 from tests.server import worlds
 
 ITEMS, DIMENSION = 1500, 16
@@ -127,7 +129,7 @@ def test_more_than_the_catalogue_holds_gives_all_of_it(tmp_path):
 
 
 def test_a_live_term_that_may_be_missed_is_owned_up_to_and_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(retriever_module, "TRENDING", 16)
+    monkeypatch.setattr(live_view_module, "TRENDING", 16)
     served = worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, with_index=True, live_popularity_weight=10.0)
     live_counts = np.random.default_rng(0).uniform(1.0, 2.0, size=ITEMS)
     asked, live = queries(20, wanted=64), live_view(served, live_counts)

@@ -14,7 +14,9 @@ from heliotrope_indexer.index_rows import index_rows
 from heliotrope_indexer.parameters import SearchParameters
 from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
+from heliotrope_server.live_view import LiveView, live_view
+from heliotrope_server.retriever import Retriever, make_retriever
+from heliotrope_server.scoring import Query
 
 OURS = "heliotrope"
 SERVED = "as served"
