@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "ivf_scan.h"
+
 /* One file for every processor of the kind: the widest of these that it has is taken when the library is loaded. */
 #if defined(PER_PROCESSOR)
 #define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -43,6 +45,13 @@ typedef struct {
     float *gain_of;       /* (rows,) of zeros */
     const float *asked;   /* (queries, asked_step), of which the first d are q */
     const int64_t *found; /* (queries, found_each); -1 where the index had no more */
+    const ivf *index;     /* to be searched here, or NULL */
+    int64_t probes;       /* lists of it */
+    float margin;         /* standard deviations of a code's error that are allowed for */
+    float *closeness;     /* (lists,) */
+    int64_t *order;       /* (lists,) */
+    int32_t *places;      /* (longest list,) */
+    uint16_t *sums;       /* (longest list,) */
     const int64_t *excluded, *excluded_ends;   /* rows of all queries, and where each query's end */
     const int64_t *suggested, *suggested_ends;
     const float *gains;
@@ -156,6 +165,70 @@ INLINE void meet_block(const job *j, const block *b, best *list, uint32_t stamp,
     }
 }
 
+INLINE void meet_found(const job *j, best *list, uint32_t stamp, const float *q, const float *tail, int64_t row) {
+    const float base = dot(q, tail, j->vectors + row * j->d, j->d) + j->bias[row];
+    if (base + j->outside + j->intercept >= list->bar) meet(j, list, stamp, base + boost(j, row) + j->intercept, row);
+}
+
+INLINE void prefetch(const job *j, int64_t row) {
+    const char *vector = (const char *)(j->vectors + row * j->d);
+    for (int64_t line = 0; line < j->d * 4; line += 64) __builtin_prefetch(vector + line);
+}
+
+/* The `probes` nearest lists, nearest first, to the front of `order`. */
+INLINE void nearest_lists(job *j, const float *q) {
+    const ivf *index = j->index;
+    float tail[LANES] = {0};
+    for (int64_t i = index->width - index->width % LANES; i < index->width && index->width >= LANES; i++)
+        tail[i - (index->width - LANES)] = q[i];
+    int64_t i = 0;
+    if (index->width >= LANES)
+        for (; i + 4 <= index->lists; i += 4)
+            dot4(q, tail, index->centroids + i * index->width, index->width, j->closeness + i);
+    for (; i < index->lists; i++) j->closeness[i] = dot(q, tail, index->centroids + i * index->width, index->width);
+    int64_t kept = 0;
+    for (i = 0; i < index->lists; i++) {
+        const float close = j->closeness[i];
+        if (kept == j->probes && close <= j->closeness[j->order[kept - 1]]) continue;
+        int64_t place = kept < j->probes ? kept++ : kept - 1;
+        for (; place > 0 && close > j->closeness[j->order[place - 1]]; place--) j->order[place] = j->order[place - 1];
+        j->order[place] = i;
+    }
+}
+
+/* Meets the rows of the nearest lists whose codes say that they may come in: those within the margin of the bar, which
+ * rises meanwhile. */
+INLINE void search(job *j, best *list, uint32_t stamp, const float *q, const float *tail) {
+    const ivf *index = j->index;
+    table t;
+    nearest_lists(j, q);
+    fill_table(index, q, &t);
+    float variance = (float)index->subquantisers / (12.0f * t.scale * t.scale); /* of rounding to bytes */
+    for (int64_t i = 0; i < index->width; i++) variance += q[i] * q[i] * index->error[i];
+    const float slack = j->margin * sqrtf(variance) + j->outside + j->intercept;
+    const int64_t pairs = (index->subquantisers + 1) / 2;
+    const scan_list scan = chosen_scan();
+    for (int64_t probe = 0; probe < j->probes; probe++) {
+        const int64_t at = j->order[probe];
+        const float start = j->closeness[at] + t.least;
+        float floor = ceilf((list->bar - slack - start) * t.scale);
+        if (floor > 255.0f * (float)index->subquantisers) continue;
+        if (!(floor > 0.0f)) floor = 0.0f;
+        const int64_t passed =
+            scan(index->codes[at], index->sizes[at], pairs, t.bytes, (int32_t)floor, j->places, j->sums);
+        const int64_t *rows = index->rows[at];
+        float bar = list->bar;
+        for (int64_t i = 0; i < passed; i++) {
+            if (i + AHEAD < passed) prefetch(j, rows[j->places[i + AHEAD]]);
+            if (list->bar != bar) {
+                bar = list->bar;
+                floor = ceilf((bar - slack - start) * t.scale);
+            }
+            if ((float)j->sums[i] >= floor) meet_found(j, list, stamp, q, tail, rows[j->places[i]]);
+        }
+    }
+}
+
 INLINE void rank_one(job *j, int64_t place) {
     const int64_t d = j->d;
     const float *q = j->asked + place * j->asked_step;
@@ -188,16 +261,14 @@ INLINE void rank_one(job *j, int64_t place) {
     const int64_t *rows = j->found + place * j->found_each;
     float least = INFINITY;
     for (int64_t i = 0; i < j->found_each; i++) {
-        if (i + AHEAD < j->found_each && rows[i + AHEAD] >= 0) {
-            const char *next = (const char *)(j->vectors + rows[i + AHEAD] * d);
-            for (int64_t line = 0; line < d * 4; line += 64) __builtin_prefetch(next + line);
-        }
+        if (i + AHEAD < j->found_each && rows[i + AHEAD] >= 0) prefetch(j, rows[i + AHEAD]);
         const int64_t row = rows[i];
         if (row < 0) continue;
         const float base = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
         if (base < least) least = base;
         if (base + j->outside + j->intercept >= list.bar) meet(j, &list, stamp, base + boost(j, row) + j->intercept, row);
     }
+    if (j->index) search(j, &list, stamp, q, tail);
     j->last_base[place] = least;
     j->sizes[place] = list.size;
 }
@@ -205,4 +276,13 @@ INLINE void rank_one(job *j, int64_t place) {
 /* Ranks the candidates of every query. All rows lie within the arrays; the caller has made sure of that. */
 KERNEL void heliotrope_rank(job *j) {
     for (int64_t place = 0; place < j->queries; place++) rank_one(j, place);
+}
+
+/* The mean squares of what the codes leave of rows of some lists, to `error` (width,). */
+void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error) {
+    double squares[MAX_SUBQUANTISERS * 8] = {0};
+    const int64_t step = index->lists / 64 + 1;
+    int64_t rows = 0;
+    for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares);
+    for (int64_t i = 0; i < index->width; i++) error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
 }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LazyBoosts, LiveView
 from heliotrope_server.plain_ranking import Best
+from heliotrope_server.scanned_index import ScannedIndex
 from heliotrope_server.scoring import Query
 
 LIBRARY = Path(__file__).with_name("librank_kernel.so")
@@ -47,6 +48,10 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("weight", "outside", "intercept")),
         *((name, _Block) for name in ("moved", "fresh", "trending", "head")),
         *((name, ctypes.c_void_p) for name in ("alive", "stamps", "gain_of", "asked", "found")),
+        ("index", ctypes.c_void_p),
+        ("probes", ctypes.c_int64),
+        ("margin", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("closeness", "order", "places", "sums")),
         *((name, ctypes.c_void_p) for name in ("excluded", "excluded_ends", "suggested", "suggested_ends", "gains")),
         ("stamp", ctypes.c_uint32),
         *((name, ctypes.c_void_p) for name in ("best_rows", "best_scores", "sizes", "last_base")),
@@ -63,7 +68,7 @@ def kernel() -> Any:
         return None
     library.heliotrope_rank.argtypes = (ctypes.POINTER(_Job),)
     library.heliotrope_rank.restype = None
-    return library.heliotrope_rank
+    return library
 
 
 class CompiledRanking:
@@ -71,10 +76,11 @@ class CompiledRanking:
 
     def __init__(self, catalogue: LiveCatalogue, head: NDArray[np.int64]) -> None:
         """`head` are the rows that are scored for every query. Raises RuntimeError where there is no kernel."""
-        function = kernel()
-        if function is None:
+        library = kernel()
+        if library is None:
             raise RuntimeError(f"there is no compiled kernel at {LIBRARY.name}")
-        self._rank = function
+        self._library = library
+        self._rank = library.heliotrope_rank
         self._vectors = np.ascontiguousarray(catalogue.base_vectors)
         self._bias = np.ascontiguousarray(catalogue.base_bias)
         self._head, self._head_vectors, self._head_bias = head, self._vectors[head], self._bias[head]
@@ -85,6 +91,28 @@ class CompiledRanking:
         self._live: LiveView | None = None
         self._held: tuple[NDArray[Any], ...] = ()
         self._size = 0
+
+    def scan(self, index: ScannedIndex, probes: int, margin: float) -> None:
+        """From now on searches `probes` lists of an index too, for rows whose codes put them within `margin` standard
+        deviations of the codes' error of the list in the making.
+        """
+        if index.row_count() > self._job.base_count:
+            raise ValueError(f"the index names row {index.row_count() - 1} of {self._job.base_count}")
+        self._library.heliotrope_errors(
+            ctypes.byref(index.pointers),
+            *(ctypes.c_void_p(self._job.vectors), ctypes.c_void_p(self._job.bias)),
+            ctypes.c_int64(self._job.d),
+            ctypes.c_void_p(index.pointers.error),
+        )
+        self._scanned = index
+        self._closeness = np.empty(index.lists, dtype=np.float32)
+        self._order = np.empty(index.lists, dtype=np.int64)
+        self._places = np.empty(index.longest, dtype=np.int32)
+        self._sums = np.empty(index.longest, dtype=np.uint16)
+        job = self._job
+        job.index, job.probes, job.margin = ctypes.addressof(index.pointers), min(probes, index.lists), margin
+        job.closeness, job.order = _address(self._closeness), _address(self._order)
+        job.places, job.sums = _address(self._places), _address(self._sums)
 
     def best(
         self,
