@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Installing compiles it.
-KERNEL := server/heliotrope_server/rank_kernel.c server/build_kernel.py
+KERNEL := $(wildcard indexer/heliotrope_indexer/search/*.[ch]) indexer/build_kernel.py
 
 .PHONY: demo test check format proto bench clean
 

@@ -24,7 +24,7 @@ from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.synthetic_store import synthetic_store
 from heliotrope_export import ExportError, TextEncoder
 from heliotrope_export.session import CPU
-from heliotrope_indexer.ann_index import RECALL_AT_10, served_queries
+from heliotrope_indexer.ann_index import SERVED_RECALL_AT_10, served_queries
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.device_index import build_device_index, device_problem
@@ -167,7 +167,7 @@ def search_rows(
                     **_compared(batch, seconds),
                     **recalls,
                     "build_s": build_s,
-                    "right": recalls["device_recall@10"] >= RECALL_AT_10,
+                    "right": recalls["device_recall@10"] >= SERVED_RECALL_AT_10,
                 }
             )
         if not device.on_device:

@@ -1,26 +1,15 @@
 """The exact scoring pass in plain NumPy: what the compiled kernel does, one query at a time."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.search import Best
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.scoring import Query, exact_scores
-
-
-class Best(NamedTuple):
-    """The best rows of m queries (m, k) with their scores (m, k), best first; `sizes` (m,) of them are there.
-
-    `last_base` (m,) is the least taste and bias of what the index found for each, infinity where that was nothing.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    sizes: NDArray[np.int64]
-    last_base: NDArray[np.float32]
 
 
 class CandidateRanking(Protocol):
@@ -30,13 +19,14 @@ class CandidateRanking(Protocol):
         self,
         queries: Sequence[Query],
         asked: NDArray[np.float32],
-        found: NDArray[np.int64],
+        found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,
     ) -> Best:
         """The best `wanted` for each of m queries, whose vectors are the first d columns of `asked` (m, >= d).
 
-        Candidates are the head, all rows of the view, what is suggested, and the rows `found` (m, k), -1 for none.
+        Candidates are the head, all rows of the view, what is suggested, and the rows `found` (m, k), -1 for none; None
+        where nothing was.
         """
         ...
 
@@ -52,7 +42,7 @@ class PlainRanking:
         self,
         queries: Sequence[Query],
         asked: NDArray[np.float32],
-        found: NDArray[np.int64],
+        found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,
     ) -> Best:
@@ -66,8 +56,8 @@ class PlainRanking:
         )
         delta = np.arange(catalogue.base_count, catalogue.base_count + len(live.delta_bias))
         always = np.concatenate([self._head, live.trending, live.moved, delta])
-        for place, (query, row) in enumerate(zip(queries, found, strict=True)):
-            hits = row[row >= 0]
+        for place, query in enumerate(queries):
+            hits = always[:0] if found is None else found[place][found[place] >= 0]
             if len(hits):
                 base = catalogue.base_vectors[hits] @ query.vector + catalogue.base_bias[hits]
                 best.last_base[place] = base.min()

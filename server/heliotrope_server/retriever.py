@@ -1,11 +1,13 @@
 """Candidate search, and the list that the exact scoring pass makes of it.
 
-Two retrievers, one contract: `ExactRetriever` scores everything with one matrix product; `FaissRetriever` searches
-an index over [x_i ; b_i] for candidates and re-scores those exactly, in float32, with every term (see scoring). The
-head (the rows of the largest bias, which the index leaves out), the delta, the trending rows and the suggested ones
-(see neighbours) are always among the candidates.
+Three retrievers, one contract. `ExactRetriever` scores everything with one matrix product. The others search an index
+over [x_i ; b_i] and score what it finds exactly, in float32, with every term (see scoring): `KernelRetriever` in one
+compiled call, `FaissRetriever` by FAISS's own search where there is no compiler, or an index on a GPU. The head (the
+rows of the largest bias, which the index leaves out), the delta, the trending rows and the suggested ones (see
+neighbours) are always among the candidates.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.index_rows import head_rows
+from heliotrope_indexer.search import ScannedIndex, kernel_problem
+from heliotrope_server.compiled_ranking import CompiledRanking
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.plain_ranking import CandidateRanking, PlainRanking
-from heliotrope_server.rank_kernel import CompiledRanking, kernel
 from heliotrope_server.scoring import Query
 from heliotrope_server.selection import best_places
+
+logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 4096
 WIDENING = 4
@@ -58,6 +63,10 @@ def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
     """The retriever that the snapshot was built for."""
     if catalogue.parameters.search is None:
         return ExactRetriever(catalogue)
+    problem = kernel_problem()
+    if problem is None:
+        return KernelRetriever(catalogue)
+    logger.warning("searching without the compiled kernel, at less than half of the speed: %s", problem)
     return FaissRetriever(catalogue)
 
 
@@ -94,6 +103,38 @@ class ExactRetriever:
         return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
 
 
+class KernelRetriever:
+    """Searches the snapshot's index and scores in one compiled call."""
+
+    def __init__(self, catalogue: LiveCatalogue) -> None:
+        search, index = catalogue.parameters.search, catalogue.snapshot.index()
+        if search is None or index is None:
+            raise ValueError(f"snapshot {catalogue.version} holds no index")
+        self._dimension = catalogue.dimension
+        head = head_rows(catalogue.base_bias, search.head)
+        self._ranking = CompiledRanking(catalogue, head)
+        self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
+        self._width = index.d
+        # For the rare user who has seen all that is near.
+        self._exhaustive = ExactRetriever(catalogue)
+        factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
+        self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
+
+    def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        asked = np.zeros((len(queries), self._width), dtype=np.float32)
+        for place, query in enumerate(queries):
+            asked[place, : self._dimension] = query.vector
+        asked[:, self._dimension] = 1.0
+        best = self._ranking.best(queries, asked, None, live, max(query.wanted for query in queries))
+        # What the search leaves aside has no boost that could bring it in: its bar allows for the largest.
+        return [
+            Ranking(best.rows[place, : query.wanted], best.scores[place, : query.wanted], True)
+            if size >= query.wanted
+            else self._exhaustive.rank([query], live)[0]
+            for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True))
+        ]
+
+
 class FaissRetriever:
     """Approximate candidates from the snapshot's FAISS index, exact scores from its mapped float32 vectors."""
 
@@ -110,15 +151,11 @@ class FaissRetriever:
         self._base_count = catalogue.base_count
         self._intercept = np.float32(catalogue.parameters.intercept)
         self._index: CandidateIndex = own if index is None else index
-        # An index that was brought holds the head too, and is always searched.
-        self._nprobe = search.nprobe if index is None else 1
         self._candidates = search.candidates
-        self._parameters = faiss.SearchParametersIVF(nprobe=max(search.nprobe, 1))  # type: ignore[call-arg]
+        self._parameters = faiss.SearchParametersIVF(nprobe=search.nprobe)  # type: ignore[call-arg]
+        # An index that was brought holds the head too.
         head = head_rows(catalogue.base_bias, search.head if index is None else 0)
-        if not self._nprobe:
-            self._longest = float(np.linalg.norm(catalogue.base_vectors, axis=1).max())
-            self._head_least = float(catalogue.base_bias[head].min())
-        compiled = kernel() is not None
+        compiled = kernel_problem() is None
         self._ranking: CandidateRanking = (CompiledRanking if compiled else PlainRanking)(catalogue, head)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
@@ -159,15 +196,8 @@ class FaissRetriever:
         for place, query in enumerate(queries):
             asked[place, : self._dimension] = query.vector
         asked[:, self._dimension] = 1.0
-        if self._nprobe:
-            _, found = self._index.search(asked, breadth, params=self._parameters)
-        else:
-            found = np.empty((len(queries), 0), dtype=np.int64)
+        _, found = self._index.search(asked, breadth, params=self._parameters)
         best = self._ranking.best(queries, asked, found, live, max(query.wanted for query in queries))
-        last_base = best.last_base
-        if not self._nprobe:
-            # Nothing was searched: what any row outside the head could have at most.
-            last_base = np.linalg.norm(asked[:, : self._dimension], axis=1) * self._longest + self._head_least
         rankings = []
         for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True)):
             if size < query.wanted:
@@ -178,7 +208,7 @@ class FaissRetriever:
             # what that costs is the index's measured recall.)
             if live.outside != 0.0:
                 cut_off = float(ranking.scores[-1] - self._intercept)
-                ranking = ranking._replace(certified=float(last_base[place]) + live.outside <= cut_off)
+                ranking = ranking._replace(certified=float(best.last_base[place]) + live.outside <= cut_off)
             rankings.append(ranking)
         return rankings
 

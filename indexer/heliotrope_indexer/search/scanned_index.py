@@ -7,16 +7,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.search.library import IvfStruct
+
 _MOST_SUBQUANTISERS, _MOST_COLUMNS, _BLOCK = 128, 1024, 32
-
-
-class Ivf(ctypes.Structure):
-    """`ivf` of the C file."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("lists", "subquantisers", "per_code", "width")),
-        *((name, ctypes.c_void_p) for name in ("centroids", "codebook", "codes", "rows", "sizes", "error")),
-    )
 
 
 class ScannedIndex:
@@ -24,11 +17,12 @@ class ScannedIndex:
 
     def __init__(self, index: Any) -> None:
         """Raises ValueError for an index of another kind than the kernel reads."""
-        index = faiss.downcast_index(index)
+        # What downcast_index returns does not keep what it was given.
+        self._index, index = index, faiss.downcast_index(index)
         problem = _problem(index)
         if problem is not None:
             raise ValueError(f"the kernel cannot scan this index: {problem}")
-        quantizer = faiss.downcast_index(index.quantizer)
+        quantizer: Any = faiss.downcast_index(index.quantizer)
         lists, product, width = index.nlist, index.pq, index.d
         flat = faiss.rev_swig_ptr(quantizer.get_xb(), lists * width).reshape(lists, width)
         self._centroids = np.array(flat, dtype=np.float32)
@@ -39,9 +33,8 @@ class ScannedIndex:
         self._codes = np.array([int(inverted.get_codes(number)) for number in every], dtype=np.uint64)
         self._rows = np.array([int(inverted.get_ids(number)) for number in every], dtype=np.uint64)
         self._error = np.zeros(width, dtype=np.float32)
-        self._index = index
         self.lists, self.longest = lists, int(self._sizes.max(initial=0))
-        self.pointers = Ivf(lists, product.M, product.dsub, width)
+        self.pointers = IvfStruct(lists, product.M, product.dsub, width)
         for name in ("centroids", "codebook", "codes", "rows", "sizes", "error"):
             setattr(self.pointers, name, getattr(self, f"_{name}").ctypes.data)
 

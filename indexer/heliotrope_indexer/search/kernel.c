@@ -1,7 +1,10 @@
-/* The exact scoring pass for a batch of queries: see rank_kernel.py, which calls it, and retriever.py for the formula.
+/* Search and exact scoring of a batch of queries: see kernel.py, which calls it.
  *
- * A query's candidates are rows that are scored for every query ("blocks": moved, new, trending and head rows), the rows
- * that the index found for it, and the rows that its user's liked items suggest. A row counts once, whatever found it.
+ *     score(row) = q . x + b + weight * log1p(count) + gain + intercept
+ *
+ * A query's candidates are rows that are scored for every query ("blocks": moved, fresh, trending and head rows), rows that
+ * are suggested to it, rows that were found for it elsewhere, and those rows of the nearest lists of an index whose codes
+ * put them near the list in the making. A row counts once, whatever found it.
  */
 #include <math.h>
 #include <stdint.h>
@@ -41,12 +44,14 @@ typedef struct {
     float intercept;
     block moved, fresh, trending, head;
     const uint8_t *alive; /* (rows,), or NULL when all are */
+    const uint8_t *const *allowed; /* (queries,) of (rows,), each NULL for all; or NULL */
     uint32_t *stamps;     /* (rows,), each at most `stamp` */
     float *gain_of;       /* (rows,) of zeros */
     const float *asked;   /* (queries, asked_step), of which the first d are q */
     const int64_t *found; /* (queries, found_each); -1 where the index had no more */
     const ivf *index;     /* to be searched here, or NULL */
     int64_t probes;       /* lists of it */
+    int64_t portable;     /* 1: scan them without instructions of this processor, as others must */
     float margin;         /* standard deviations of a code's error that are allowed for */
     float *closeness;     /* (lists,) */
     int64_t *order;       /* (lists,) */
@@ -67,6 +72,8 @@ typedef struct {
     float *scores;
     int64_t wanted, size;
     float bar; /* what a row must beat or equal */
+    uint32_t stamp; /* of the rows that were met */
+    const uint8_t *allowed; /* (rows,), or NULL for all */
 } best;
 
 INLINE lanes load(const float *from) { return *(const unaligned *)from; }
@@ -142,13 +149,13 @@ INLINE float boost(const job *j, int64_t row) {
 }
 
 /* Offers a row that has not been met before for this query; -infinity is no score. */
-INLINE void meet(const job *j, best *list, uint32_t stamp, float score, int64_t row) {
-    if (!(score >= list->bar) || score == -INFINITY || j->stamps[row] == stamp) return;
-    j->stamps[row] = stamp;
-    if (!j->alive || j->alive[row]) offer(list, score, row);
+INLINE void meet(const job *j, best *list, float score, int64_t row) {
+    if (!(score >= list->bar) || score == -INFINITY || j->stamps[row] == list->stamp) return;
+    j->stamps[row] = list->stamp;
+    if ((!j->alive || j->alive[row]) && (!list->allowed || list->allowed[row])) offer(list, score, row);
 }
 
-INLINE void meet_block(const job *j, const block *b, best *list, uint32_t stamp, const float *q, const float *tail,
+INLINE void meet_block(const job *j, const block *b, best *list, const float *q, const float *tail,
                        int gained) {
     float scores[CHUNK + 3];
     for (int64_t start = 0; start < b->count; start += CHUNK) {
@@ -161,13 +168,17 @@ INLINE void meet_block(const job *j, const block *b, best *list, uint32_t stamp,
         if (gained)
             for (i = 0; i < size; i++) scores[i] += j->gain_of[b->rows[start + i]];
         for (i = 0; i < size; i++)
-            if (scores[i] >= list->bar) meet(j, list, stamp, scores[i], b->rows[start + i]);
+            if (scores[i] >= list->bar) meet(j, list, scores[i], b->rows[start + i]);
     }
 }
 
-INLINE void meet_found(const job *j, best *list, uint32_t stamp, const float *q, const float *tail, int64_t row) {
-    const float base = dot(q, tail, j->vectors + row * j->d, j->d) + j->bias[row];
-    if (base + j->outside + j->intercept >= list->bar) meet(j, list, stamp, base + boost(j, row) + j->intercept, row);
+INLINE void meet_base(const job *j, best *list, float base, int64_t row) {
+    if (base + j->outside + j->intercept >= list->bar) meet(j, list, base + boost(j, row) + j->intercept, row);
+}
+
+INLINE void meet_found(const job *j, best *list, const float *q, const float *tail, int64_t row) {
+    if (list->allowed && !list->allowed[row]) return;
+    meet_base(j, list, dot(q, tail, j->vectors + row * j->d, j->d) + j->bias[row], row);
 }
 
 INLINE void prefetch(const job *j, int64_t row) {
@@ -198,7 +209,7 @@ INLINE void nearest_lists(job *j, const float *q) {
 
 /* Meets the rows of the nearest lists whose codes say that they may come in: those within the margin of the bar, which
  * rises meanwhile. */
-INLINE void search(job *j, best *list, uint32_t stamp, const float *q, const float *tail) {
+INLINE void search(job *j, best *list, const float *q, const float *tail) {
     const ivf *index = j->index;
     table t;
     nearest_lists(j, q);
@@ -207,7 +218,7 @@ INLINE void search(job *j, best *list, uint32_t stamp, const float *q, const flo
     for (int64_t i = 0; i < index->width; i++) variance += q[i] * q[i] * index->error[i];
     const float slack = j->margin * sqrtf(variance) + j->outside + j->intercept;
     const int64_t pairs = (index->subquantisers + 1) / 2;
-    const scan_list scan = chosen_scan();
+    const scan_list scan = j->portable ? scan_plain : chosen_scan();
     for (int64_t probe = 0; probe < j->probes; probe++) {
         const int64_t at = j->order[probe];
         const float start = j->closeness[at] + t.least;
@@ -224,7 +235,7 @@ INLINE void search(job *j, best *list, uint32_t stamp, const float *q, const flo
                 bar = list->bar;
                 floor = ceilf((bar - slack - start) * t.scale);
             }
-            if ((float)j->sums[i] >= floor) meet_found(j, list, stamp, q, tail, rows[j->places[i]]);
+            if ((float)j->sums[i] >= floor) meet_found(j, list, q, tail, rows[j->places[i]]);
         }
     }
 }
@@ -233,7 +244,10 @@ INLINE void rank_one(job *j, int64_t place) {
     const int64_t d = j->d;
     const float *q = j->asked + place * j->asked_step;
     const uint32_t stamp = ++j->stamp;
-    best list = {j->best_rows + place * j->wanted, j->best_scores + place * j->wanted, j->wanted, 0, -INFINITY};
+    best list = {
+        j->best_rows + place * j->wanted, j->best_scores + place * j->wanted, j->wanted, 0, -INFINITY, stamp,
+        j->allowed ? j->allowed[place] : NULL,
+    };
     float tail[LANES] = {0};
     for (int64_t i = d - d % LANES; i < d && d >= LANES; i++) tail[i - (d - LANES)] = q[i];
 
@@ -242,21 +256,21 @@ INLINE void rank_one(job *j, int64_t place) {
     const int64_t first = place ? j->suggested_ends[place - 1] : 0, end = j->suggested_ends[place];
     const int gained = end > first;
     for (int64_t i = first; i < end; i++) j->gain_of[j->suggested[i]] = j->gains[i];
-    meet_block(j, &j->moved, &list, stamp, q, tail, gained);
-    meet_block(j, &j->fresh, &list, stamp, q, tail, gained);
+    meet_block(j, &j->moved, &list, q, tail, gained);
+    meet_block(j, &j->fresh, &list, q, tail, gained);
     /* The snapshot has moved rows at another place: they are met, whether they came in or not. */
     for (int64_t i = 0; i < j->moved.count; i++) j->stamps[j->moved.rows[i]] = stamp;
     for (int64_t i = first; i < end; i++) {
         const int64_t row = j->suggested[i];
         if (row < j->base_count && j->stamps[row] != stamp) {
             const float taste = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
-            meet(j, &list, stamp, taste + boost(j, row) + j->gains[i] + j->intercept, row);
+            meet(j, &list, taste + boost(j, row) + j->gains[i] + j->intercept, row);
             j->stamps[row] = stamp; /* without its gain it is not to be met again */
         }
         j->gain_of[row] = 0.0f;
     }
-    meet_block(j, &j->trending, &list, stamp, q, tail, 0);
-    meet_block(j, &j->head, &list, stamp, q, tail, 0);
+    meet_block(j, &j->trending, &list, q, tail, 0);
+    meet_block(j, &j->head, &list, q, tail, 0);
 
     const int64_t *rows = j->found + place * j->found_each;
     float least = INFINITY;
@@ -266,9 +280,9 @@ INLINE void rank_one(job *j, int64_t place) {
         if (row < 0) continue;
         const float base = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
         if (base < least) least = base;
-        if (base + j->outside + j->intercept >= list.bar) meet(j, &list, stamp, base + boost(j, row) + j->intercept, row);
+        meet_base(j, &list, base, row);
     }
-    if (j->index) search(j, &list, stamp, q, tail);
+    if (j->index) search(j, &list, q, tail);
     j->last_base[place] = least;
     j->sizes[place] = list.size;
 }

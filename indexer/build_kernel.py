@@ -1,7 +1,7 @@
-"""Compiles the server's C file beside itself when the project is installed, with the compiler of the machine.
+"""Compiles the search kernel beside its source when the project is installed, with the compiler of the machine.
 
-Where there is none, or it fails, the installation goes on with a warning: the server then scores in NumPy. By hand:
-`python server/build_kernel.py`.
+Where there is none, or it fails, the installation goes on with a warning: searches then use FAISS and NumPy. By hand:
+`python indexer/build_kernel.py`.
 """
 
 import os
@@ -11,8 +11,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parent / "heliotrope_server" / "rank_kernel.c"
-LIBRARY = SOURCE.with_name("librank_kernel.so")
+SOURCE = Path(__file__).parent / "heliotrope_indexer" / "search" / "kernel.c"
+LIBRARY = SOURCE.with_name("libkernel.so")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-Wno-psabi")
 
 
@@ -47,7 +47,7 @@ else:
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
             problem = compile_kernel()
             if problem is not None:
-                self.app.display_warning(f"the server will score in NumPy, without its compiled kernel: {problem}")
+                self.app.display_warning(f"searches will do without the compiled kernel: {problem}")
                 return
             build_data["pure_python"] = False
             build_data["artifacts"].append(str(LIBRARY.relative_to(self.root)))
