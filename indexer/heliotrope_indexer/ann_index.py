@@ -95,7 +95,7 @@ def build_index(
     for place, (head, per_code) in enumerate(plans):
         index = train_index(rows, lists, width // per_code, head_rows(bias, head))
         if kernel_problem() is None:
-            settings = _cheapest_scan(index, vectors, bias, head_rows(bias, head), asked, exact_ids)
+            settings = _cheapest_scan(index, vectors, bias, head_rows(bias, head), queries, exact_ids)
         else:
             settings = _cheapest(index, rows, head_rows(bias, head), asked, exact_ids)
         tell(8 * (place + 1) // len(plans) - 8 * place // len(plans))
@@ -255,7 +255,7 @@ def _cheapest_scan(
     vectors: NDArray[np.float32],
     bias: NDArray[np.float32],
     head: NDArray[np.int64],
-    asked: NDArray[np.float32],
+    queries: NDArray[np.float32],
     exact: NDArray[np.int64],
 ) -> tuple[SearchParameters, float, float, float] | None:
     """The fastest settings of the compiled search that keep both recalls, as `_cheapest`.
@@ -267,8 +267,8 @@ def _cheapest_scan(
     for nprobe in (value for value in _NPROBES if value <= index.nlist):
         for margin in _MARGINS:
             kernel.scan(scanned, nprobe, margin)
-            recall_at_10, query_ms = _scanned(kernel, asked, exact[:, :10])
-            recall_at_100, _ = _scanned(kernel, asked, exact)
+            recall_at_10, query_ms = _scanned(kernel, queries, exact[:, :10])
+            recall_at_100, _ = _scanned(kernel, queries, exact)
             good = recall_at_10 >= RECALL_AT_10 and recall_at_100 >= RECALL_AT_100
             if good and (best is None or query_ms < best[1]):
                 search = SearchParameters(nprobe=nprobe, candidates=_CANDIDATES[-1], head=len(head), margin=margin)
@@ -279,6 +279,7 @@ def _cheapest_scan(
         return None
     both = head, index_rows(vectors[head], bias[head], index.d)
     rows = index_rows(vectors, bias, index.d)
+    asked = index_rows(queries, np.ones(len(queries), dtype=np.float32), index.d)
     for candidates in (value for value in _CANDIDATES if value <= len(vectors)):
         search = best[0].model_copy(update={"candidates": candidates})
         tops = [search_top(index, rows, both, query, exact.shape[1], search) for query in asked]
@@ -287,7 +288,7 @@ def _cheapest_scan(
     return best
 
 
-def _scanned(kernel: SearchKernel, asked: NDArray[np.float32], exact: NDArray[np.int64]) -> tuple[float, float]:
+def _scanned(kernel: SearchKernel, queries: NDArray[np.float32], exact: NDArray[np.int64]) -> tuple[float, float]:
     """Recall of the k best rows, given as (m, k), and CPU milliseconds a query in a batch: the better of two passes."""
     k = exact.shape[1]
     passes = []
@@ -295,12 +296,12 @@ def _scanned(kernel: SearchKernel, asked: NDArray[np.float32], exact: NDArray[np
         found: list[NDArray[np.int64]] = []
         # CPU time: a busy machine must not choose the settings.
         started = time.process_time()
-        for start in range(0, len(asked), _BATCH):
-            batch = asked[start : start + _BATCH]
+        for start in range(0, len(queries), _BATCH):
+            batch = queries[start : start + _BATCH]
             best = kernel.best(batch, k, [_NO_ROWS] * len(batch))
             found += [row[:size] for row, size in zip(best.rows, best.sizes, strict=True)]
         passes.append(time.process_time() - started)
-    return _recall(found, exact), min(passes) * 1_000 / len(asked)
+    return _recall(found, exact), min(passes) * 1_000 / len(queries)
 
 
 def _recall(found: Sequence[NDArray[np.int64]], exact: NDArray[np.int64]) -> float:

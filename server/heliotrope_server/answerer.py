@@ -260,8 +260,8 @@ class Answerer:
         return self._suggested.of(profile)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
-        """Live terms at a time, those for "now" as of the last tick. Without a trending list the counts for "now" are of
-        the tick too: the exact retriever works them all out.
+        """Live terms at a time, those for "now" as of the last tick. Without a trending list the counts for "now" are
+        of the tick too: the exact retriever works them all out.
         """
         at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
         counted = None if self._trending is None and time_s is None else self._popularity.version

@@ -30,7 +30,6 @@ class CompiledRanking:
     def best(
         self,
         queries: Sequence[Query],
-        asked: NDArray[np.float32],
         found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,
@@ -40,7 +39,7 @@ class CompiledRanking:
             self._kernel.use(_extras(live, self._base_count, self._head))
             self._live = live
         return self._kernel.best(
-            asked,
+            [query.vector for query in queries],
             wanted,
             [query.excluded for query in queries],
             found=found,

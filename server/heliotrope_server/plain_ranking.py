@@ -18,12 +18,11 @@ class CandidateRanking(Protocol):
     def best(
         self,
         queries: Sequence[Query],
-        asked: NDArray[np.float32],
         found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,
     ) -> Best:
-        """The best `wanted` for each of m queries, whose vectors are the first d columns of `asked` (m, >= d).
+        """The best `wanted` for each of m queries.
 
         Candidates are the head, all rows of the view, what is suggested, and the rows `found` (m, k), -1 for none; None
         where nothing was.
@@ -41,7 +40,6 @@ class PlainRanking:
     def best(
         self,
         queries: Sequence[Query],
-        asked: NDArray[np.float32],
         found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,

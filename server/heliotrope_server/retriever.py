@@ -110,22 +110,16 @@ class KernelRetriever:
         search, index = catalogue.parameters.search, catalogue.snapshot.index()
         if search is None or index is None:
             raise ValueError(f"snapshot {catalogue.version} holds no index")
-        self._dimension = catalogue.dimension
         head = head_rows(catalogue.base_bias, search.head)
         self._ranking = CompiledRanking(catalogue, head)
         self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
-        self._width = index.d
         # For the rare user who has seen all that is near.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
-        asked = np.zeros((len(queries), self._width), dtype=np.float32)
-        for place, query in enumerate(queries):
-            asked[place, : self._dimension] = query.vector
-        asked[:, self._dimension] = 1.0
-        best = self._ranking.best(queries, asked, None, live, max(query.wanted for query in queries))
+        best = self._ranking.best(queries, None, live, max(query.wanted for query in queries))
         # What the search leaves aside has no boost that could bring it in: its bar allows for the largest.
         return [
             Ranking(best.rows[place, : query.wanted], best.scores[place, : query.wanted], True)
@@ -197,7 +191,7 @@ class FaissRetriever:
             asked[place, : self._dimension] = query.vector
         asked[:, self._dimension] = 1.0
         _, found = self._index.search(asked, breadth, params=self._parameters)
-        best = self._ranking.best(queries, asked, found, live, max(query.wanted for query in queries))
+        best = self._ranking.best(queries, found, live, max(query.wanted for query in queries))
         rankings = []
         for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True)):
             if size < query.wanted:

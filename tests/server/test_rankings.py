@@ -53,11 +53,10 @@ def test_both_give_the_same_lists(served, seed, count, wanted, lazy):
                 Suggestions(suggested, gains) if rng.random() < 0.5 else None,
             )
         )
-    asked = np.stack([query.vector for query in queries])
     found = rng.integers(-1, ITEMS, size=(count, 50))
     head = rng.choice(ITEMS, size=40, replace=False)
-    plain = PlainRanking(served, head).best(queries, asked, found, live, wanted)
-    compiled = CompiledRanking(served, head).best(queries, asked, found, live, wanted)
+    plain = PlainRanking(served, head).best(queries, found, live, wanted)
+    compiled = CompiledRanking(served, head).best(queries, found, live, wanted)
     np.testing.assert_array_equal(plain.sizes, compiled.sizes)
     np.testing.assert_allclose(plain.last_base, compiled.last_base, rtol=1e-4, atol=1e-4)
     for place, of_one in enumerate(plain.sizes):

@@ -16,6 +16,7 @@ from heliotrope_indexer.search.scanned_index import ScannedIndex
 
 _STAMPS = 2**32 - 2**20
 """Stamps are 32-bit numbers, and start again before they are used up."""
+_FIRST_QUERIES, _FIRST_CELLS = 64, 1024
 
 
 class Block(NamedTuple):
@@ -72,7 +73,8 @@ class SearchKernel:
         self._job = JobStruct(d=vectors.shape[1], base_count=len(vectors), intercept=intercept)
         self._job.vectors, self._job.bias = _address(vectors), _address(bias)
         self._reference = ctypes.byref(self._job)
-        self._size = 0
+        self._size = self._most = self._cells = 0
+        self._scanned: ScannedIndex | None = None
         self.use(Extras(len(vectors)))
 
     def scan(self, index: ScannedIndex, probes: int, margin: float, *, portable: bool = False) -> None:
@@ -89,6 +91,7 @@ class SearchKernel:
             raise ValueError(f"the index has {index.pointers.width} columns, too few for {job.d} dimensions and a bias")
         self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, index.pointers.error)
         self._scanned = index
+        self._most = 0  # the queries get the columns of the index
         self._closeness = np.empty(index.lists, dtype=np.float32)
         self._order = np.empty(index.lists, dtype=np.int64)
         self._places = np.empty(index.longest, dtype=np.int32)
@@ -119,7 +122,7 @@ class SearchKernel:
 
     def best(
         self,
-        asked: NDArray[np.float32],
+        vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32],
         wanted: int,
         excluded: Sequence[NDArray[np.int64]],
         *,
@@ -127,29 +130,30 @@ class SearchKernel:
         suggested: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Best:
-        """The best `wanted` for each of m queries; ties go to the smaller row.
+        """The best `wanted` for each of m queries q (d,); ties go to the smaller row.
 
-        `asked` (m, w) are `[q ; 1 ; 0 pad]` as the index has its rows; without an index only q (d,) is read. `excluded`
-        are the rows that each query must not get. `found` (m, c) are candidates from elsewhere, -1 for none.
+        `excluded` are the rows that each query must not get. `found` (m, c) are candidates from elsewhere, -1 for none.
         `suggested` are rows of all queries, one query after the other, where each one's end, and what their scores
         gain. `allowed` (n,) are the only rows that a query may get.
         """
-        job, m = self._job, len(asked)
-        left_out, ends = (excluded[0], np.array((len(excluded[0]),))) if m == 1 else joined(excluded)
-        best_rows = np.empty((m, wanted), dtype=np.int64)
-        best_scores = np.empty((m, wanted), dtype=np.float32)
-        sizes = np.empty(m, dtype=np.int64)
-        last_base = np.empty(m, dtype=np.float32)
+        job, m = self._job, len(vectors)
+        if m > self._most or m * wanted > self._cells:
+            self._make_room(m, m * wanted)
+        asked, d = self._asked, job.d
+        for place in range(m):
+            asked[place, :d] = vectors[place]
+        if m == 1:
+            left_out = excluded[0]
+            self._ends[0] = len(left_out)
+        else:
+            left_out, self._ends[:m] = joined(excluded)
         if job.stamp > _STAMPS:
             self._stamps[:] = 0
             job.stamp = 0
-        job.queries, job.asked_step, job.wanted = m, asked.shape[1], wanted
-        job.asked = _address(asked)
+        job.queries, job.wanted, job.excluded = m, wanted, _address(left_out)
         job.found_each, job.found = (0, None) if found is None else (found.shape[1], _address(found))
-        job.excluded, job.excluded_ends = _address(left_out), _address(ends)
         if suggested is None:
-            none = np.zeros(m, dtype=np.int64)
-            job.suggested_ends = _address(none)
+            job.suggested_ends = self._zeros_at
         else:
             rows, suggested_ends, gains = suggested
             job.suggested, job.suggested_ends, job.gains = _address(rows), _address(suggested_ends), _address(gains)
@@ -158,10 +162,31 @@ class SearchKernel:
         else:
             masks = np.array([0 if mask is None else _address(mask) for mask in allowed], dtype=np.uint64)
             job.allowed = _address(masks)
-        job.best_rows, job.best_scores = _address(best_rows), _address(best_scores)
-        job.sizes, job.last_base = _address(sizes), _address(last_base)
         self._library.heliotrope_rank(self._reference)
-        return Best(best_rows, best_scores, sizes, last_base)
+        return Best(
+            self._best_rows[: m * wanted].reshape(m, wanted).copy(),
+            self._best_scores[: m * wanted].reshape(m, wanted).copy(),
+            self._sizes[:m].copy(),
+            self._last_base[:m].copy(),
+        )
+
+    def _make_room(self, queries: int, cells: int) -> None:
+        """Arrays for so many queries and results, which are used again and again: their addresses cost microseconds."""
+        job = self._job
+        self._most, self._cells = max(queries, _FIRST_QUERIES), max(cells, _FIRST_CELLS)
+        width = job.d if self._scanned is None else self._scanned.pointers.width
+        self._asked = np.zeros((self._most, width), dtype=np.float32)
+        if width > job.d:
+            self._asked[:, job.d] = 1.0
+        self._ends, self._zeros = (np.zeros(self._most, dtype=np.int64) for _ in range(2))
+        self._best_rows = np.empty(self._cells, dtype=np.int64)
+        self._best_scores = np.empty(self._cells, dtype=np.float32)
+        self._sizes = np.empty(self._most, dtype=np.int64)
+        self._last_base = np.empty(self._most, dtype=np.float32)
+        job.asked, job.asked_step, job.excluded_ends = _address(self._asked), width, _address(self._ends)
+        job.best_rows, job.best_scores = _address(self._best_rows), _address(self._best_scores)
+        job.sizes, job.last_base = _address(self._sizes), _address(self._last_base)
+        self._zeros_at = _address(self._zeros)
 
 
 def joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

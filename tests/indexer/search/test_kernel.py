@@ -27,10 +27,6 @@ def index_of(vectors, bias, head=0, per_code=1, lists=16):
     return train_index(rows, lists, rows.shape[1] // per_code, head_rows(bias, head))
 
 
-def asked_of(queries, width):
-    return index_rows(queries, np.ones(len(queries), dtype=np.float32), width)
-
-
 def test_where_there_is_a_compiler_the_kernel_was_built():
     assert kernel_problem() is None
 
@@ -42,7 +38,7 @@ def test_all_lists_with_a_wide_margin_give_the_exact_list(d, per_code, portable)
     index = index_of(vectors, bias, per_code=per_code)
     kernel = SearchKernel(vectors, bias, NONE, intercept=-1.5)
     kernel.scan(ScannedIndex(index), 16, 20.0, portable=portable)
-    best = kernel.best(asked_of(queries, index.d), 30, [NONE] * len(queries))
+    best = kernel.best(queries, 30, [NONE] * len(queries))
     exact = queries.astype(np.float64) @ vectors.T.astype(np.float64) + bias - 1.5
     for place, scores in enumerate(exact):
         order = np.argsort(-scores)[:30]
@@ -58,7 +54,7 @@ def test_both_ways_to_scan_find_the_same():
     for portable in (False, True):
         kernel = SearchKernel(vectors, bias, head_rows(bias, 100))
         kernel.scan(ScannedIndex(index), 3, 1.0, portable=portable)
-        found.append(kernel.best(asked_of(queries, index.d), 10, [NONE] * len(queries)))
+        found.append(kernel.best(queries, 10, [NONE] * len(queries)))
     np.testing.assert_array_equal(found[0].rows, found[1].rows)
     np.testing.assert_array_equal(found[0].scores, found[1].scores)
 
@@ -69,10 +65,11 @@ def test_the_sums_of_codes_are_those_of_faiss():
     index = index_of(vectors, bias)
     kernel = SearchKernel(vectors, bias, NONE)
     kernel.scan(ScannedIndex(index), 4, 3.0)
-    asked = asked_of(queries, index.d)
-    best = kernel.best(asked, 10, [NONE] * len(queries))
+    best = kernel.best(queries, 10, [NONE] * len(queries))
     parameters = faiss.SearchParametersIVF(nprobe=4)
-    _, found = index.search(asked, 400, params=parameters)
+    _, found = index.search(
+        index_rows(queries, np.ones(len(queries), dtype=np.float32), index.d), 400, params=parameters
+    )
     hits = 0
     for place, rows in enumerate(found):
         rows = rows[rows >= 0]
@@ -89,7 +86,7 @@ def test_a_wider_margin_and_more_lists_find_more():
     def recall(probes, margin):
         kernel = SearchKernel(vectors, bias, NONE)
         kernel.scan(ScannedIndex(index), probes, margin)
-        best = kernel.best(asked_of(queries, index.d), 10, [NONE] * len(queries))
+        best = kernel.best(queries, 10, [NONE] * len(queries))
         return np.mean([len(set(own) & set(truth)) / 10 for own, truth in zip(best.rows, exact, strict=True)])
 
     assert recall(1, 0.0) < recall(64, 0.0) < recall(64, 3.0)
@@ -106,7 +103,7 @@ def test_excluded_dead_and_forbidden_rows_stay_out_and_the_list_is_full():
     kernel = SearchKernel(vectors, bias, head_rows(bias, 50))
     kernel.scan(ScannedIndex(index), 16, 20.0)
     kernel.use(Extras(3_000, alive=alive))
-    best = kernel.best(asked_of(queries, index.d), 25, excluded, allowed=allowed)
+    best = kernel.best(queries, 25, excluded, allowed=allowed)
     for place, query in enumerate(queries):
         scores = vectors @ query + bias
         scores[~alive], scores[excluded[place]] = -np.inf, -np.inf
@@ -123,7 +120,7 @@ def test_a_boost_outside_the_trending_rows_is_allowed_for():
     kernel = SearchKernel(vectors, bias, NONE)
     kernel.scan(ScannedIndex(index), 16, 20.0)
     kernel.use(Extras(3_000, counts=counts, factor=0.7, weight=0.5, outside=float(boosts.max())))
-    best = kernel.best(asked_of(queries, index.d), 10, [NONE] * len(queries))
+    best = kernel.best(queries, 10, [NONE] * len(queries))
     exact = np.argsort(-(queries @ vectors.T + bias + boosts), axis=1)[:, :10]
     for own, truth in zip(best.rows, exact, strict=True):
         assert set(own) == set(truth)
