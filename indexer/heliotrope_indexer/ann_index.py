@@ -37,7 +37,7 @@ _HEAD_PAYS_FROM = 0.3
 """Share of the 10 best rows of the queries that has to lie in a head for an index beside it to be tried."""
 _NPROBES = (4, 8, 16, 32, 64, 128, 256)
 _CANDIDATES = (64, 100, 200, 400, 800, 1_600, 3_200)
-_MARGINS = (1.5, 2.0, 2.5, 3.0, 4.0)
+_MARGINS = (1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)
 _BATCH = 50
 
 

@@ -22,7 +22,7 @@ OURS = "heliotrope"
 SERVED = "as served"
 """The setting that the build chose."""
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
-MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0)
+MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 _NONE_EXCLUDED = np.empty(0, dtype=np.int64)
 
 
