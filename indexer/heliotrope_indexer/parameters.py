@@ -52,7 +52,7 @@ class SearchParameters(BaseModel):
     """How many hits of the index FAISS's own search has re-scored exactly on the mapped float32 vectors."""
     margin: Annotated[float, Field(ge=0.0)] = 8.0
     """The compiled search re-scores every row whose code puts it within so many standard deviations of the codes' error
-    of the list. Rows of extreme bias or length, which many answers are, have larger errors than most, so it takes 2 to 8.
+    of the list. Rows of extreme bias or length, which many answers are, have larger errors than most: it takes 2 to 8.
     """
     head: Annotated[int, Field(ge=0)] = 0
     """Rows of the largest bias that are scored for every query; the index holds the others."""
