@@ -66,7 +66,7 @@ def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
     problem = kernel_problem()
     if problem is None:
         return KernelRetriever(catalogue)
-    logger.warning("searching without the compiled kernel, at less than half of the speed: %s", problem)
+    logger.warning("searching without the compiled kernel, which takes some ten times as long: %s", problem)
     return FaissRetriever(catalogue)
 
 
