@@ -100,5 +100,5 @@ def test_recall_on_given_queries_is_what_the_build_measured_on_them() -> None:
     built = build_index(vectors, bias, queries, threads=1)
     found = recall(built.index, vectors, bias, queries, built.search)
     assert found == pytest.approx((built.recall_at_10, built.recall_at_100))
-    poor = SearchParameters(nprobe=1, candidates=100)
+    poor = SearchParameters(nprobe=1, candidates=100, margin=0.0)
     assert recall(built.index, vectors, bias, queries, poor)[0] < found[0]
