@@ -186,9 +186,7 @@ def recall(
     queries: NDArray[np.float32],
     search: SearchParameters,
 ) -> tuple[float, float]:
-    """recall@10 and recall@100 of served queries (m, d) without the 1, by the search that the server uses, against exact
-    products.
-    """
+    """recall@10 and recall@100 of served queries (m, d) without the 1, by the search that the server uses."""
     rows, asked = index_rows(vectors, bias), index_rows(queries, np.ones(len(queries), dtype=np.float32))
     exact, _ = exact_top(rows, asked, 100)
     head = head_rows(bias, search.head)
@@ -196,11 +194,8 @@ def recall(
         kernel = SearchKernel(vectors, bias, head)
         kernel.scan(ScannedIndex(index), search.nprobe, search.margin)
         return _scanned(kernel, queries, exact[:, :10])[0], _scanned(kernel, queries, exact)[0]
-    hits = np.zeros(2)
-    for query, truth in zip(asked, exact, strict=True):
-        top = search_top(index, rows, (head, rows[head]), query, 100, search)
-        hits += np.isin(top[:10], truth[:10]).sum() / 10, np.isin(top, truth).sum() / len(truth)
-    return float(hits[0] / len(asked)), float(hits[1] / len(asked))
+    tops = [search_top(index, rows, (head, rows[head]), query, 100, search) for query in asked]
+    return _recall([top[:10] for top in tops], exact[:, :10]), _recall(tops, exact)
 
 
 def train_index(rows: NDArray[np.float32], lists: int, codes: int, head: NDArray[np.int64]) -> faiss.Index:
