@@ -25,7 +25,7 @@ def snapshot(folder: Path, parameters: Parameters, **changes: Any) -> Snapshot:
         "vectors": rng.normal(size=(N, D)),
         "bias": rng.normal(size=N) * 0.1,
         "data": DataSummary(catalogue_rows=N, weights="w"),
-        "quality": {"recall_at_10": 0.98, "validation": {"hr@10": 0.2}, "degenerate": []},
+        "quality": {"recall_at_10": 0.98, "validation": {"hr@10": 0.2}, "degenerate": [], "gates": {"previous": "v"}},
     }
     write_snapshot(folder, parameters=parameters, **(arrays | changes))
     return Snapshot(folder)
@@ -37,7 +37,7 @@ def test_a_snapshot_beside_itself(tmp_path: Path, parameters: Parameters) -> Non
     assert (found.items.added, found.items.removed, found.items.changed) == (0, 0, 0)
     assert found.drift is not None and (found.drift.largest, found.drift.aligned) == (0.0, False)
     assert found.top_10_overlap == 1.0
-    assert found.quality["validation.hr@10"] == (0.2, 0.2)
+    assert found.quality == {"recall_at_10": (0.98, 0.98), "validation.hr@10": (0.2, 0.2)}
 
 
 def test_items_are_matched_by_id_and_compared_field_by_field(tmp_path: Path, parameters: Parameters) -> None:
