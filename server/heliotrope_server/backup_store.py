@@ -1,0 +1,142 @@
+"""Where backups are kept: a local folder or an fsspec URL.
+
+    STORE/pieces/ab/abcdef...   a piece of a file, named after its SHA-256; shared by all backups
+    STORE/backups/<id>.json     the manifest of one backup, written last
+    STORE/LOCK                  held by the job that writes, in a local folder
+
+A crash leaves pieces that no manifest names; the next backup uses them or `prune` removes them.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from heliotrope_server.backup_manifest import ID_PATTERN, BackupManifest
+from heliotrope_server.errors import BackupError
+from heliotrope_server.record_log import sync_folder
+
+
+class BackupStore:
+    """Reads and writes a store. OSErrors of the storage become BackupErrors in the commands (`storage_errors`)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fs: Any
+        self._fs, self._root = fsspec.core.url_to_fs(path)
+        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second job from writing to the same local folder. Behind a URL, see to that yourself."""
+        if not self._local:
+            yield
+            return
+        Path(self._root).mkdir(parents=True, exist_ok=True)
+        with Path(self._root, "LOCK").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BackupError(f"another job is writing to {self.path}") from error
+            yield
+
+    def backup_ids(self) -> list[str]:
+        """All backups, newest first."""
+        names = [name.rpartition("/")[2] for name in self._found("backups")]
+        return sorted((name[:-5] for name in names if ID_PATTERN.fullmatch(name.removesuffix(".json"))), reverse=True)
+
+    def newest(self) -> str:
+        """Id of the newest backup. Raises BackupError if there is none."""
+        ids = self.backup_ids()
+        if not ids:
+            raise BackupError(f"{self.path} holds no backup")
+        return ids[0]
+
+    def manifest(self, backup_id: str) -> BackupManifest:
+        """Raises BackupError for one that does not exist, or is damaged."""
+        if not ID_PATTERN.fullmatch(backup_id):
+            raise BackupError(f"{backup_id[:60]!r} is not a backup: <date>T<time>Z-<12 hex digits>")
+        try:
+            data = bytes(self._fs.cat_file(f"{self._root}/backups/{backup_id}.json"))
+        except FileNotFoundError as error:
+            raise BackupError(f"{self.path} holds no backup {backup_id}; it holds {self.backup_ids()[:5]}") from error
+        return BackupManifest.decode(backup_id, data)
+
+    def pieces(self) -> dict[str, int]:
+        """Names and sizes of all pieces."""
+        found = self._found("pieces")
+        return {name.rpartition("/")[2]: size for name, size in found.items() if not name.endswith(".partial")}
+
+    def read_piece(self, name: str) -> bytes:
+        """Raises BackupError for a piece that is missing or damaged."""
+        try:
+            data = bytes(self._fs.cat_file(self._piece(name)))
+        except FileNotFoundError as error:
+            raise BackupError(f"piece {name} is missing from {self.path}") from error
+        if hashlib.sha256(data).hexdigest() != name:
+            raise BackupError(f"piece {name} of {self.path} is damaged: its hash does not match its name")
+        return data
+
+    def write_piece(self, name: str, data: bytes) -> None:
+        self._write(self._piece(name), data)
+
+    def publish(self, manifest: BackupManifest) -> str:
+        """Makes a backup of pieces that are here; returns its id."""
+        backup_id, data = manifest.encode()
+        self._write(f"{self._root}/backups/{backup_id}.json", data)
+        return backup_id
+
+    def prune(self, keep: int) -> tuple[list[str], int]:
+        """Removes all backups but the newest `keep`, then the pieces that none of those names; returns what went.
+
+        Raises BackupError, with no piece removed, if a manifest that stays cannot be read.
+        """
+        ids = self.backup_ids()
+        needed: set[str] = set()
+        for backup_id in ids[:keep]:
+            needed |= self.manifest(backup_id).piece_names
+        for backup_id in ids[keep:]:
+            self._fs.rm_file(f"{self._root}/backups/{backup_id}.json")
+        unneeded = self.pieces().keys() - needed
+        for name in unneeded:
+            self._fs.rm_file(self._piece(name))
+        return ids[keep:], len(unneeded)
+
+    def _piece(self, name: str) -> str:
+        return f"{self._root}/pieces/{name[:2]}/{name}"
+
+    def _found(self, folder: str) -> dict[str, int]:
+        self._fs.invalidate_cache()
+        try:
+            details = self._fs.find(f"{self._root}/{folder}", detail=True)
+        except FileNotFoundError:
+            return {}
+        return {name: int(detail["size"]) for name, detail in details.items()}
+
+    def _write(self, path: str, data: bytes) -> None:
+        if not self._local:
+            self._fs.pipe_file(path, data)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f"{target.name}.partial")
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(target)
+        sync_folder(target.parent)
+
+
+@contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Turns what the storage behind `path` refuses into a BackupError."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise BackupError(f"{path}: {error}") from error
