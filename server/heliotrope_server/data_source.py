@@ -4,18 +4,18 @@ Log segments only grow at their end and a checkpoint never runs ahead of the log
 profile store is read first, in one transaction of LMDB, and its log after that.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lmdb
 import msgpack
 
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.layout import Layout, read_layout
 
-MAX_DATABASES = 16
+_READ_BYTES = 1 << 20
 
 
 class StoreEntry(NamedTuple):
@@ -27,9 +27,12 @@ class StoreEntry(NamedTuple):
 
 
 class CheckpointState(NamedTuple):
-    """What a store's last checkpoint says of itself; (0, ()) before the first."""
+    """What a store says of itself: the LSN of its last checkpoint, that of one that is being written, if later, and the
+    snapshots that folded sums may need.
+    """
 
     lsn: int = 0
+    newest_lsn: int = 0
     folded_versions: tuple[str, ...] = ()
 
 
@@ -68,20 +71,24 @@ class DataSource:
     def store_entries(self, folder: str) -> Iterator[StoreEntry]:
         """Everything in a profile store as of one checkpoint, by database and key.
 
-        LMDB has no checksums; raises DataFolderError where its tree contradicts itself.
+        Raises DataFolderError for a store that is damaged; what came before may be wrong as well.
         """
         path = self.folder / folder
         if not (path / "data.mdb").exists():
             raise DataFolderError(f"{path} holds no profile store")
-        try:
-            with closing(lmdb.open(str(path), readonly=True, max_dbs=MAX_DATABASES)) as environment:
-                environment.reader_check()  # a reader that was killed would keep its pages from being used again
-                with environment.begin() as transaction:
-                    for name in [bytes(key) for key, _ in transaction.cursor()]:
-                        database = environment.open_db(name, txn=transaction, create=False)
-                        yield from _entries(transaction, database, name.decode(), path)
-        except lmdb.Error as error:
-            raise DataFolderError(f"the profile store in {path} is damaged: {error}") from error
+        command = [sys.executable, "-m", "heliotrope_server.store_reader", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+            assert reader.stdout is not None and reader.stderr is not None
+            try:
+                for database, key, value in msgpack.Unpacker(reader.stdout, read_size=_READ_BYTES, max_buffer_size=0):
+                    yield StoreEntry(database, key, value)
+                message = reader.stderr.read().decode(errors="replace").strip().splitlines()
+            except BaseException:  # also when nobody wants the rest
+                reader.kill()
+                raise
+        if reader.returncode:
+            said = message[0] if message else f"its reader ended with {reader.returncode}"
+            raise DataFolderError(f"the profile store in {path} is damaged: {said}")
 
 
 def checkpoint_state(entry: StoreEntry) -> CheckpointState | None:
@@ -89,16 +96,5 @@ def checkpoint_state(entry: StoreEntry) -> CheckpointState | None:
     if (entry.database, entry.key) != ("meta", b"checkpoint"):
         return None
     meta = msgpack.unpackb(entry.value)
-    return CheckpointState(meta["lsn"], tuple(meta["folded_versions"]))
-
-
-def _entries(transaction: lmdb.Transaction, database: Any, name: str, path: Path) -> Iterator[StoreEntry]:
-    count, before = 0, b""
-    for key, value in ((bytes(key), bytes(value)) for key, value in transaction.cursor(database)):
-        if key <= before or transaction.get(key, db=database) != value:
-            raise DataFolderError(f"the profile store in {path} is damaged: {name} has {key!r} out of its place")
-        yield StoreEntry(name, key, value)
-        count, before = count + 1, key
-    wanted = transaction.stat(database)["entries"]
-    if count != wanted:
-        raise DataFolderError(f"the profile store in {path} is damaged: {name} has {count} of {wanted} entries")
+    lsn = meta["lsn"]
+    return CheckpointState(lsn, max(lsn, meta.get("shared_lsn", 0)), tuple(meta["folded_versions"]))

@@ -15,8 +15,9 @@ from typing import Any
 import lmdb
 import msgpack
 
-from heliotrope_server.data_source import MAX_DATABASES, StoreEntry
+from heliotrope_server.data_source import StoreEntry
 from heliotrope_server.profile_store import MAP_BYTES
+from heliotrope_server.store_reader import MAX_DATABASES
 
 ENTRIES = 128  # in a piece, on average
 MAX_PIECE_BYTES = 8 << 20

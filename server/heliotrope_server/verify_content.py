@@ -52,9 +52,10 @@ def check_content(source: Source, report: Report) -> None:
         # The store first: in a folder that is in use its log goes on.
         checkpoint = _check_store(source, f"{shard}/profiles", report)
         last_lsn = _check_log(source, f"{shard}/log", _check_event, report)
-        if last_lsn < checkpoint.lsn:
+        if last_lsn < checkpoint.newest_lsn:
             report.problems.append(
-                f"{shard}/log ends at LSN {last_lsn}, before the checkpoint at {checkpoint.lsn}: records are missing"
+                f"{shard}/log ends at LSN {last_lsn}, before the checkpoint at {checkpoint.newest_lsn}: "
+                "records are missing"
             )
         _check_impressions(source, f"{shard}/impressions", report)
     for generation, last_lsns in layout.ancestors.items():
@@ -146,8 +147,10 @@ def _check_store(source: Source, folder: str, report: Report) -> CheckpointState
                 report.problems.append(f"{folder}, {entry.database} {entry.key!r}: {type(error).__name__}: {error}")
     except (ServerError, OSError) as error:
         report.problems.append(str(error))
-    if newest_lsn > state.lsn:
-        report.problems.append(f"{folder} holds a profile of LSN {newest_lsn}, behind its checkpoint at {state.lsn}")
+    if newest_lsn > state.newest_lsn:
+        report.problems.append(
+            f"{folder} holds a profile of LSN {newest_lsn}, behind its checkpoint at {state.newest_lsn}"
+        )
     return state
 
 

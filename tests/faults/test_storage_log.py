@@ -11,6 +11,7 @@ import random
 import pytest
 
 from heliotrope_server.errors import LogCorruptError, StorageFailedError
+from heliotrope_server.learning.impression_log import ImpressionLog, read_feedback
 from heliotrope_server.record_log import RecordLog, read_log, read_segment, segments
 
 SECTOR = 512
@@ -238,3 +239,26 @@ async def test_a_quota_that_is_used_up_is_waited_out_and_a_broken_disk_is_not(tm
     log.close()
     assert log.failed
     assert records(tmp_path)[:2] == ["safe", "more"]
+
+
+async def test_impressions_are_dropped_while_the_disk_is_full_and_then_logged_again(small_disk):
+    folder = small_disk.folder / "impressions"
+    log = ImpressionLog(folder, 8 << 20)
+    log.start()
+
+    async def feedback(request_id):
+        log.add([2, 0, "u", request_id, 5, ["item" * 500], [1.0], 0])
+        await log.flush()
+
+    await feedback("before")
+    small_disk.fill()
+    while not log.dropped_count:
+        await feedback("into the last page")
+    await feedback("lost")
+    assert log.dropped_count == 2
+    small_disk.free()
+    await wait_until(lambda: not log._log.failed)
+    await feedback("after")
+    await log.stop()
+    found = [each.request_id for each in read_feedback(folder)]
+    assert (found[0], found[-1], "lost" in found) == ("before", "after", False)
