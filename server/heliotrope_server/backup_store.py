@@ -21,14 +21,23 @@ from heliotrope_server.backup_manifest import ID_PATTERN, BackupManifest
 from heliotrope_server.errors import BackupError
 from heliotrope_server.record_log import sync_folder
 
+ASIDE_SUFFIX = ".partial"
+SETTLED_TOGETHER = 256
+"""Pieces that wait for the disk together: one after the other each would wait for the journal of the file system."""
+
 
 class BackupStore:
     """Reads and writes a store. OSErrors of the storage become BackupErrors in the commands (`storage_errors`)."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        """Nothing is touched yet. Raises BackupError for a URL of a kind that is not known or not installed."""
         self._fs: Any
-        self._fs, self._root = fsspec.core.url_to_fs(path)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError) as error:
+            raise BackupError(f"{path}: {error}") from error
+        self.path = path
+        self._aside: list[Path] = []
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     @contextmanager
@@ -70,7 +79,7 @@ class BackupStore:
     def pieces(self) -> dict[str, int]:
         """Names and sizes of all pieces."""
         found = self._found("pieces")
-        return {name.rpartition("/")[2]: size for name, size in found.items() if not name.endswith(".partial")}
+        return {name.rpartition("/")[2]: size for name, size in found.items() if not name.endswith(ASIDE_SUFFIX)}
 
     def read_piece(self, name: str) -> bytes:
         """Raises BackupError for a piece that is missing or damaged."""
@@ -83,12 +92,31 @@ class BackupStore:
         return data
 
     def write_piece(self, name: str, data: bytes) -> None:
-        self._write(self._piece(name), data)
+        """Adds a piece; in a local folder it is durable, and visible, at the latest when a backup is published."""
+        path = self._piece(name)
+        if not self._local:
+            self._fs.pipe_file(path, data)
+            return
+        aside = Path(path + ASIDE_SUFFIX)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        self._aside.append(aside)
+        if len(self._aside) == SETTLED_TOGETHER:
+            self._settle()
 
     def publish(self, manifest: BackupManifest) -> str:
         """Makes a backup of pieces that are here; returns its id."""
         backup_id, data = manifest.encode()
-        self._write(f"{self._root}/backups/{backup_id}.json", data)
+        path = f"{self._root}/backups/{backup_id}.json"
+        if not self._local:
+            self._fs.pipe_file(path, data)
+            return backup_id
+        self._settle()
+        aside = Path(path + ASIDE_SUFFIX)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        self._aside.append(aside)
+        self._settle()
         return backup_id
 
     def prune(self, keep: int) -> tuple[list[str], int]:
@@ -102,9 +130,10 @@ class BackupStore:
             needed |= self.manifest(backup_id).piece_names
         for backup_id in ids[keep:]:
             self._fs.rm_file(f"{self._root}/backups/{backup_id}.json")
-        unneeded = self.pieces().keys() - needed
-        for name in unneeded:
-            self._fs.rm_file(self._piece(name))
+        # Also what a job that was broken off left aside.
+        unneeded = [path for path in self._found("pieces") if path.rpartition("/")[2] not in needed]
+        for path in unneeded:
+            self._fs.rm_file(path)
         return ids[keep:], len(unneeded)
 
     def _piece(self, name: str) -> str:
@@ -118,19 +147,16 @@ class BackupStore:
             return {}
         return {name: int(detail["size"]) for name, detail in details.items()}
 
-    def _write(self, path: str, data: bytes) -> None:
-        if not self._local:
-            self._fs.pipe_file(path, data)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f"{target.name}.partial")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(target)
-        sync_folder(target.parent)
+    def _settle(self) -> None:
+        """Makes what was written aside durable, then visible."""
+        for aside in self._aside:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+        for aside in self._aside:
+            aside.rename(aside.with_name(aside.name.removesuffix(ASIDE_SUFFIX)))
+        for folder in {aside.parent for aside in self._aside}:
+            sync_folder(folder)
+        self._aside = []
 
 
 @contextmanager
@@ -138,5 +164,5 @@ def storage_errors(path: str) -> Iterator[None]:
     """Turns what the storage behind `path` refuses into a BackupError."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except OSError as error:
         raise BackupError(f"{path}: {error}") from error

@@ -19,7 +19,7 @@ from heliotrope_server.data_source import StoreEntry
 from heliotrope_server.profile_store import MAP_BYTES
 from heliotrope_server.store_reader import MAX_DATABASES
 
-ENTRIES = 128  # in a piece, on average
+ENTRIES = 32  # in a piece, on average: 1,000 of 100,000 users change a quarter of the pieces, at 128 two thirds
 MAX_PIECE_BYTES = 8 << 20
 
 
