@@ -50,7 +50,7 @@ def check_content(source: Source, report: Report) -> None:
     for index in range(layout.shards):
         shard = f"{layout.generation}/shard-{index:03d}"
         # The store first: in a folder that is in use its log goes on.
-        checkpoint = _check_store(source, f"{shard}/profiles", report)
+        checkpoint = check_store(source, f"{shard}/profiles", report)
         last_lsn = _check_log(source, f"{shard}/log", _check_event, report)
         if last_lsn < checkpoint.newest_lsn:
             report.problems.append(
@@ -135,7 +135,7 @@ def _check_impressions(source: Source, folder: str, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def _check_store(source: Source, folder: str, report: Report) -> CheckpointState:
+def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
     """Checks one profile store; returns what its checkpoint says."""
     state, newest_lsn = CheckpointState(), 0
     try:

@@ -16,8 +16,9 @@ from heliotrope_server.backup import take_backup
 from heliotrope_server.backup_store import BackupStore
 from heliotrope_server.data_source import DataSource, StoreEntry
 from heliotrope_server.errors import BackupError, DataFolderError, VersionNotAvailableError
-from heliotrope_server.layout import open_layout, read_layout
+from heliotrope_server.layout import lock_data, open_layout, read_layout
 from heliotrope_server.record_log import RecordLog, segments
+from heliotrope_server.repair import repair
 from heliotrope_server.restore import restore as restore_backup
 from heliotrope_server.settings import EngineSettings
 from heliotrope_server.verify import verify_backups, verify_data
@@ -302,3 +303,35 @@ def test_records_that_are_missing_are_named(data):
     path.unlink()
     path.with_name(f"{5:020d}.log").unlink()
     assert any("ends at LSN 0, before the checkpoint at 213" in problem for problem in problems_of(data))
+
+
+async def test_a_damaged_profile_store_is_replaced_and_the_log_brings_it_up_to_date(data, store):
+    snapshot, layout = SnapshotStore(FIXTURE / "snapshots").open(), read_layout(data)
+    take_backup(data, store)
+    await append(shard_log(data), [click(number) for number in range(3)])
+    wanted = await seen(data, layout, snapshot)
+    profiles = layout.shard_folder(data, 0) / "profiles"
+    assert repair(data, store, None) == []
+    content = bytearray((profiles / "data.mdb").read_bytes())
+    content[8192:] = bytes(len(content) - 8192)
+    (profiles / "data.mdb").write_bytes(content)
+    assert problems_of(data) != []
+    assert repair(data, store, None) == [profiles]
+    assert problems_of(data) == []
+    found = await seen(data, layout, snapshot)
+    assert wanted["applied_lsn"] == found["applied_lsn"] == 224
+    assert found == wanted
+    assert profiles.with_name("profiles.damaged").exists()
+
+
+def test_profiles_of_another_generation_do_not_go_with_these_logs(data, store, tmp_path):
+    take_backup(data, store)
+    restore_backup(store, None, tmp_path / "new")
+    with pytest.raises(BackupError, match="its profiles do not go with these logs"):
+        repair(tmp_path / "new", store, None)
+
+
+def test_a_running_server_is_not_repaired(data, store):
+    take_backup(data, store)
+    with lock_data(data), pytest.raises(DataFolderError, match="in use"):
+        repair(data, store, None)
