@@ -112,6 +112,8 @@ SECTIONS: Mapping[str, Section] = {
             "by_cpu": ("by CPU", ",.2f"),
             "p99_ms": ("p99, ms", ",.1f"),
             "p99_ratio": ("p99, ours over theirs", ",.2f"),
+            "streams/theirs": ("ours on streams over theirs", ",.2f"),
+            "streams_p99_ratio": ("its p99 over theirs", ",.2f"),
             "recall@10": ("recall@10", ".3f"),
             "new_found": ("recall of new items", ".2f"),
             "items_per_s": ("items taken in per second", ".1f"),
