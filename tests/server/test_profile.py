@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied, Profile
-from heliotrope_server.profile_store import decode_profile, encode_profile
+from heliotrope_server.profile_codec import decode_profile, encode_profile
 from tests.server import worlds
 
 NOW_S = 1.7e9
