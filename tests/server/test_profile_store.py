@@ -42,9 +42,7 @@ async def live(engine, rng, salt, count=250):
         pooled = rng.normal(size=(1, engine.catalogue.dimension)).astype(np.float32)
         await append(engine, [RECORD_DELETE, PLAIN_KEY_ID, who[0]])
         await append(engine, [RECORD_SEGMENTS, PLAIN_KEY_ID, who[1], [f"s{rng.integers(3)}"] * int(rng.integers(2))])
-        await append(
-            engine, [RECORD_DECLARE, PLAIN_KEY_ID, who[2], ["a text"], "none", pooled.shape, pooled.tobytes()]
-        )
+        await append(engine, [RECORD_DECLARE, PLAIN_KEY_ID, who[2], ["a text"], "none", pooled.shape, pooled.tobytes()])
 
 
 async def append(engine, record):
