@@ -3,6 +3,8 @@
 blob = msgpack (format version, key id, packed);  packed = msgpack map of what is not empty
 """
 
+from typing import Any
+
 import msgpack
 import numpy as np
 
@@ -19,27 +21,9 @@ PLAIN_KEY_ID = 0
 
 def encode_profile(profile: Profile) -> bytes:
     """A profile as msgpack, without what is empty. The sums of the ring are not stored: they are derived on reading."""
-    folded = profile.folded
-    pooled = profile.declared_pooled
-    body = {
-        "lsn": profile.lsn,
-        "events": profile.events.dump() if profile.events else None,
-        "undone": dict(profile.undone),
-        "folded": None
-        if folded is None
-        else (folded.landmark_s, folded.masses, folded.sums.shape[1], folded.sums.tobytes()),
-        "folded_version": profile.folded_version,
-        "folded_count": profile.folded_count,
-        "folded_newest_s": profile.folded_newest_s,
-        "folded_ids": profile.folded_ids.tobytes(),
-        "folded_items": list(profile.folded_items),
-        "folded_times_us": list(profile.folded_items.values()),
-        "counted_apart": profile.counted_apart(),
-        "segments": profile.segments,
-        "declared": profile.declared_interests,
-        "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
-        "declared_model": profile.declared_model_version,
-    }
+    body: dict[str, Any] = {"lsn": profile.lsn, "events": profile.events.dump() if profile.events else None}
+    if not profile.plain:
+        body.update(_more(profile))
     packed = msgpack.packb({name: value for name, value in body.items() if value})
     blob: bytes = msgpack.packb((PROFILE_FORMAT_VERSION, PLAIN_KEY_ID, packed))
     return blob
@@ -66,16 +50,15 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
         if "events" in body:
             profile.events = EventRing.load(user_id, body["events"])
         profile.restore([], body.get("counted_apart", {}))
-    if body.get("undone"):
-        profile.undone = body["undone"]
+    # What is at its default is left alone: a profile of events alone has no room for more.
+    for name in ("undone", "folded_version", "folded_count", "folded_newest_s"):
+        if body.get(name):
+            setattr(profile, name, body[name])
     if body.get("folded") is not None:
         landmark_s, masses, dimension, sums = body["folded"]
-        profile.folded = InterestSums(len(masses), dimension, landmark_s)
-        profile.folded.masses = list(masses)
-        profile.folded.sums = np.frombuffer(sums, dtype=np.float64).reshape(len(masses), dimension).copy()
-    profile.folded_version = body.get("folded_version", "")
-    profile.folded_count = body.get("folded_count", 0)
-    profile.folded_newest_s = body.get("folded_newest_s", 0.0)
+        folded = profile.folded = InterestSums(len(masses), dimension, landmark_s)
+        folded.masses = list(masses)
+        folded.sums = np.frombuffer(sums, dtype=np.float64).reshape(len(masses), dimension).copy()
     if body.get("folded_items"):
         profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
         folded_items = body["folded_items"]
@@ -88,6 +71,30 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
     if body.get("declared_pooled") is not None:
         shape, pooled = body["declared_pooled"]
         profile.declared_pooled = np.frombuffer(pooled, dtype=np.float32).reshape(shape)
-    profile.declared_model_version = body.get("declared_model", "")
+    if body.get("declared_model"):
+        profile.declared_model_version = body["declared_model"]
     profile.rederive(space)
     return profile
+
+
+def _more(profile: Profile) -> dict[str, Any]:
+    """What most profiles have none of."""
+    folded = profile.folded
+    pooled = profile.declared_pooled
+    return {
+        "undone": dict(profile.undone),
+        "folded": None
+        if folded is None
+        else (folded.landmark_s, folded.masses, folded.sums.shape[1], folded.sums.tobytes()),
+        "folded_version": profile.folded_version,
+        "folded_count": profile.folded_count,
+        "folded_newest_s": profile.folded_newest_s,
+        "folded_ids": profile.folded_ids.tobytes(),
+        "folded_items": list(profile.folded_items),
+        "folded_times_us": list(profile.folded_items.values()),
+        "counted_apart": profile.counted_apart(),
+        "segments": profile.segments,
+        "declared": profile.declared_interests,
+        "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
+        "declared_model": profile.declared_model_version,
+    }

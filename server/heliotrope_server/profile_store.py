@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 UNFINISHED_VERSION = 2
 """Format of a store that was left in the middle of a checkpoint: a server without `shared_lsn` must not read it."""
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
-SETTLED = 4_096  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
+SETTLED = 2_048  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
 CHUNK = 1_024  # profiles that are written in one transaction: LMDB holds up to a page of 4 KB for each
 
 _META_KEY = b"checkpoint"
@@ -63,6 +63,7 @@ class ProfileStore:
     def __init__(self, folder: Path, *, cache_profiles: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._cache_profiles = cache_profiles
+        self._most_settled = min(SETTLED, cache_profiles)
         try:
             self._env = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4, subdir=True)
         except lmdb.Error as error:
@@ -73,8 +74,10 @@ class ProfileStore:
         self._segments_db = self._env.open_db(b"segments")
         self.segments = SegmentMembers()
         self._load_segments()
-        self._cache: OrderedDict[str, Profile] = OrderedDict()
+        self._cache: dict[str, Profile] = {}
+        # Those of the cache that have their sums, in the order of reading.
         self._settled: OrderedDict[str, Profile] = OrderedDict()
+        self._rests_soon = False
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
         # The checkpoint that is being taken: who is still to be encoded, who is encoded already, and who was deleted.
@@ -97,6 +100,10 @@ class ProfileStore:
             profile.settle(space)
             self._settled[user_id] = profile
             self._settled.move_to_end(user_id)
+            if len(self._settled) > self._most_settled and not self._rests_soon:
+                # Not at once: whoever reads a batch holds what was read for it until the event loop is free again.
+                self._rests_soon = True
+                asyncio.get_running_loop().call_soon(self._rest)
         return profile
 
     def _current(self, user_id: str, space: ItemSpace) -> Profile | None:
@@ -112,7 +119,6 @@ class ProfileStore:
             self._cache[user_id] = profile
         elif profile.generation != space.generation:
             profile.rederive(space)
-        self._cache.move_to_end(user_id)
         return profile
 
     def edit(self, user_id: str, space: ItemSpace) -> Profile:
@@ -121,7 +127,6 @@ class ProfileStore:
             self._preserve(user_id)
         profile = self._cache.get(user_id)
         if profile is not None and profile.generation == space.generation:
-            self._cache.move_to_end(user_id)
             self._dirty.add(user_id)
             return profile
         profile = self._current(user_id, space)
@@ -184,7 +189,6 @@ class ProfileStore:
         """
         unchanged = popularity.version == self._saved_popularity_version and not residuals.dirty
         if not self._dirty and not self._deleted and unchanged:
-            await self._rest()
             return
         self._cut, self._dirty = self._dirty, set()
         self._leaving, self._deleted = self._deleted, set()
@@ -215,7 +219,6 @@ class ProfileStore:
             self._saved_popularity_version = saved_version
         self._cut, self._encoded, self._leaving = set(), {}, set()
         self._evict()
-        await self._rest()
 
     async def _write(self, cut: list[str], shared: _Shared, meta: dict[str, Any], lsn: int, paced: bool) -> None:
         """Writes the cut: what is shared first, then the profiles by key, so that each page is written once."""
@@ -305,21 +308,21 @@ class ProfileStore:
         transaction.put(_POPULARITY_KEY, shared.counts, db=self._meta_db)
 
     def _evict(self) -> None:
-        surplus = len(self._cache) - self._cache_profiles
-        if surplus <= 0:
-            return
-        clean = [user_id for user_id in self._cache if user_id not in self._dirty]
-        for user_id in clean[:surplus]:
+        """Those that came first go, but for who has changed or was read of late."""
+        surplus = max(0, len(self._cache) - self._cache_profiles)
+        idle = (user_id for user_id in self._cache if user_id not in self._dirty and user_id not in self._settled)
+        for user_id in list(islice(idle, surplus)):
             del self._cache[user_id]
-            self._settled.pop(user_id, None)
 
-    async def _rest(self) -> None:
-        """Lets the profiles go to rest that were read longest ago. Not while reading: one batch may read very many."""
-        while len(self._settled) > SETTLED:
-            until = time.perf_counter() + _SLICE_S
-            while len(self._settled) > SETTLED and time.perf_counter() < until:
-                self._settled.popitem(last=False)[1].rest()
-            await asyncio.sleep(0)
+    def _rest(self) -> None:
+        """Lets the profiles go to rest that were read longest ago."""
+        until = time.perf_counter() + _SLICE_S
+        while len(self._settled) > self._most_settled:
+            if time.perf_counter() >= until:
+                asyncio.get_running_loop().call_soon(self._rest)
+                return
+            self._settled.popitem(last=False)[1].rest()
+        self._rests_soon = False
 
     def _read_meta(self) -> dict[str, Any]:
         with self._env.begin(db=self._meta_db) as transaction:
