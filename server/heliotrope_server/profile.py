@@ -7,8 +7,7 @@ sums are worked out when they are read: `settle` adds what has come since the la
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -18,6 +17,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.event_ring import Columns, EventRing
 from heliotrope_server.interest import GainTable, InterestSums, interest_vectors
+from heliotrope_server.rare_attribute import NOTHING, Rare
 
 ONE_BY_ONE = 3
 """Up to so many events are added to the sums faster one by one than at once."""
@@ -52,37 +52,7 @@ class Applied(Enum):
 
 RECORDED = (Applied.RECORDED, None)
 DUPLICATE = (Applied.DUPLICATE, None)
-T = TypeVar("T")
-
-# What stands for nothing, shared by all that have none.
-_NO_TIMES: Any = MappingProxyType({})
 _NO_IDS: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
-
-
-class _Rare(Generic[T]):
-    """An attribute that most profiles leave at its default: kept in `_rare`, which those share that have none of them.
-
-    A slot for each would take 8 bytes of every profile.
-    """
-
-    def __init__(self, default: T) -> None:
-        self._default = default
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, profile: "Profile", owner: type) -> T:
-        found: T = profile._rare.get(self._name, self._default)
-        return found
-
-    def __set__(self, profile: "Profile", value: T) -> None:
-        if value is self._default:
-            if self._name in profile._rare:
-                del profile._rare[self._name]
-            return
-        if not profile._rare:
-            profile._rare = {}
-        profile._rare[self._name] = value
 
 
 class Profile:
@@ -92,7 +62,6 @@ class Profile:
     """
 
     __slots__ = (
-        "_rare",
         "_seen",
         "_settled",
         "_total",
@@ -101,30 +70,31 @@ class Profile:
         "lsn",
         "newest_s",
         "prior",
+        "rare",
         "user_id",
     )
 
-    undone = _Rare[dict[str, int]](_NO_TIMES)
-    folded = _Rare[InterestSums | None](None)
-    folded_version = _Rare("")
-    folded_count = _Rare(0)
-    folded_newest_s = _Rare(0.0)
-    folded_ids = _Rare(_NO_IDS)
+    undone = Rare[dict[str, int]](NOTHING)
+    folded = Rare[InterestSums | None](None)
+    folded_version = Rare("")
+    folded_count = Rare(0)
+    folded_newest_s = Rare(0.0)
+    folded_ids = Rare(_NO_IDS)
     # Item id -> time in us of its newest folded event with a positive gain, 0 if it has none.
-    folded_items = _Rare[dict[str, int]](_NO_TIMES)
+    folded_items = Rare[dict[str, int]](NOTHING)
     # The same of the one event by which this user counts in the item's live popularity, where the ring has it not.
-    _counted_apart = _Rare[dict[str, int]](_NO_TIMES)
-    declared_interests = _Rare[tuple[str, ...]](())
-    declared_pooled = _Rare[NDArray[np.float32] | None](None)
-    declared_model_version = _Rare("")
-    segments = _Rare[tuple[str, ...]](())
-    segment_prior = _Rare[NDArray[np.float32] | None](None)
+    _counted_apart = Rare[dict[str, int]](NOTHING)
+    declared_interests = Rare[tuple[str, ...]](())
+    declared_pooled = Rare[NDArray[np.float32] | None](None)
+    declared_model_version = Rare("")
+    segments = Rare[tuple[str, ...]](())
+    segment_prior = Rare[NDArray[np.float32] | None](None)
 
     def __init__(self, user_id: str, space: ItemSpace) -> None:
         self.user_id = user_id
         self.lsn = 0
         self.events = EventRing(user_id)
-        self._rare: dict[str, Any] = _NO_TIMES
+        self.rare: dict[str, Any] = NOTHING
         self._seen: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
         self._total: InterestSums | None = None
         self.newest_s = 0.0
@@ -134,7 +104,7 @@ class Profile:
         """Applies one event; returns what it did and, for an undo, the event that was taken back."""
         if event.kind == EventKind.UNDO:
             return self._undo(event)
-        if self._rare and (event.event_id in self.undone or self._is_folded(event.event_id)):
+        if self.rare and (event.event_id in self.undone or self._is_folded(event.event_id)):
             return DUPLICATE
         if not self.events.append(event):
             return DUPLICATE
@@ -205,7 +175,7 @@ class Profile:
         """
         events = self.events
         place = events.counting_before_last()
-        apart = self._counted_apart if self._rare else _NO_TIMES
+        apart = self._counted_apart if self.rare else NOTHING
         before: int | None = apart.get(event.item_id) if place < 0 else events.time_us(place)
         if before is not None:
             if before >= event.time_us:
@@ -247,7 +217,7 @@ class Profile:
     @property
     def plain(self) -> bool:
         """Whether there is nothing to this profile but the events in its ring."""
-        return not self._rare
+        return not self.rare
 
     @property
     def says_something(self) -> bool:
