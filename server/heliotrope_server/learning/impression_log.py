@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from heliotrope_server.answerer import Answer
 from heliotrope_server.errors import LogCorruptError, StorageFailedError
 from heliotrope_server.learning.impression import Judgement
-from heliotrope_server.profile_store import PLAIN_KEY_ID
+from heliotrope_server.profile_codec import PLAIN_KEY_ID
 from heliotrope_server.record_log import Frame, RecordLog, read_log, segments
 
 RECORD_IMPRESSION = 1
