@@ -17,7 +17,7 @@ from heliotrope_server.errors import LogCorruptError, ServerError
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
 from heliotrope_server.interest import GainTable
 from heliotrope_server.layout import Layout
-from heliotrope_server.profile_store import decode_profile
+from heliotrope_server.profile_codec import decode_profile
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
 
 _RECORD_SIZES = {RECORD_EVENT: 2 + len(UserEvent._fields), RECORD_DECLARE: 7, RECORD_DELETE: 3, RECORD_SEGMENTS: 4}
