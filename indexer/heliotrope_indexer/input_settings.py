@@ -22,7 +22,13 @@ class InputSettings(BaseSettings):
     """What goes in: a catalogue, events, and the model that reads the texts."""
 
     model: Annotated[Path, Field(description="model folder written by `heliotrope export`")]
-    catalogue: Annotated[Path, Field(description="the items: id, title, and optionally description, categories")]
+    catalogue: Annotated[
+        Path,
+        Field(
+            description="the items: id, title, and optionally description, categories, provider, price, "
+            "available_from, available_until, attributes"
+        ),
+    ]
     events: Annotated[
         list[Path],
         Field(
@@ -33,8 +39,9 @@ class InputSettings(BaseSettings):
     columns: Annotated[
         str,
         Field(
-            description="catalogue columns, ours=theirs: item_id, title, description, categories; `+` joins several, "
-            "numbers count from 0 in a file without a header. Example: item_id=movieId,title=title,categories=genres"
+            description="catalogue columns, ours=theirs: item_id, title, description, categories, provider, price, "
+            "available_from, available_until, attributes; `+` joins several, numbers count from 0 in a file without a "
+            "header. Example: item_id=movieId,categories=genres,attributes=year+studio"
         ),
     ] = ""
     event_columns: Annotated[
