@@ -25,8 +25,8 @@ class AttributesError(Exception):
 def read_attributes(values: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> Attributes:
     """The attributes of a row with `values` by our names; `columns` are the file's names of the key-values.
 
-    A column is an attribute of its own name, an object (or an Arrow map) brings its own keys. What is empty, NULL or NaN
-    is not set. Raises AttributesError: `bad_price`, `bad_availability` or `bad_attributes`.
+    A column is an attribute of its own name, an object (or an Arrow map) brings its own keys. What is empty, NULL or
+    NaN is not set. Raises AttributesError: `bad_price`, `bad_availability` or `bad_attributes`.
     """
     found = Attributes.of(
         _key_values(values.get("attributes", ()), columns),

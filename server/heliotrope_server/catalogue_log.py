@@ -4,13 +4,14 @@ Shard 0 writes it; the others read it. State is what the log says: a shard that 
 reads on from where it stopped.
 """
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.record_log import read_log
@@ -77,6 +78,8 @@ class CatalogueChanges:
 
 def encode_upsert(entry: DeltaItem) -> list[Any]:
     item = entry.item
+    # An item without attributes is written as by a server that knew none, which can still read it.
+    attributes = [] if item.attributes == NO_ATTRIBUTES else [astuple(item.attributes)]
     return [
         UPSERT,
         item.item_id,
@@ -90,15 +93,16 @@ def encode_upsert(entry: DeltaItem) -> list[Any]:
         entry.model_version,
         item.provider,
         entry.added_s,
+        *attributes,
     ]
 
 
 def decode_upsert(record: list[Any]) -> DeltaItem:
     _, item_id, title, description, categories, pooled, residual, bias, version, model_version, *rest = record
-    # Records of a server that knew no providers end here.
-    provider, added_s = rest or ("", 0.0)
+    # Records of a server that knew no providers end here, those of items without attributes two fields later.
+    provider, added_s, *attributes = rest or ("", 0.0)
     return DeltaItem(
-        CatalogItem(item_id, title, description, tuple(categories), provider),
+        CatalogItem(item_id, title, description, tuple(categories), provider, _attributes(*attributes)),
         np.frombuffer(pooled, dtype=np.float32),
         None if residual is None else np.frombuffer(residual, dtype=np.float32),
         bias,
@@ -106,3 +110,11 @@ def decode_upsert(record: list[Any]) -> DeltaItem:
         model_version,
         added_s,
     )
+
+
+def _attributes(fields: list[Any] | None = None) -> Attributes:
+    if fields is None:
+        return NO_ATTRIBUTES
+    *scalars, texts, numbers, flags = fields
+    pairs = [tuple((key, value) for key, value in kind) for kind in (texts, numbers, flags)]
+    return Attributes(*scalars, *pairs)

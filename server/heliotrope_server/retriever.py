@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.index_rows import head_rows, index_rows
+from heliotrope_server.allowed_rows import AllowedRows
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.neighbours import Suggestions
 from heliotrope_server.selection import best_of_each, best_places
@@ -26,14 +27,15 @@ WIDENING = 4
 
 
 class Query(NamedTuple):
-    """One user's question to the retriever: the query vector q (d,), how many rows, the rows to leave out, and what
-    the user's liked items say of their neighbours.
+    """One user's question to the retriever: the query vector q (d,), how many rows, the rows to leave out, what the
+    user's liked items say of their neighbours, and the rows to choose among (None: all).
     """
 
     vector: NDArray[np.float32]
     wanted: int
     excluded: NDArray[np.int64]
     suggestions: Suggestions | None = None
+    allowed: AllowedRows | None = None
 
 
 class Ranking(NamedTuple):
@@ -157,6 +159,8 @@ def exact_scores(
     scores[np.isin(rows, query.excluded)] = -np.inf
     if live.alive is not None:
         scores[~live.alive[rows]] = -np.inf
+    if query.allowed is not None:
+        scores[~query.allowed.contains(rows)] = -np.inf
     return scores
 
 
@@ -197,6 +201,8 @@ class ExactRetriever:
             if query.suggestions is not None:
                 row_scores[query.suggestions.rows] += query.suggestions.gains
             row_scores[query.excluded] = -np.inf
+            if query.allowed is not None:
+                row_scores[~query.allowed.mask] = -np.inf
         return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
 
 
@@ -236,12 +242,18 @@ class FaissRetriever:
         self._marks = np.zeros(catalogue.base_count, dtype=np.bool_)
         self._gains = np.zeros(catalogue.base_count, dtype=np.float32)
         self._met = np.zeros(catalogue.base_count, dtype=np.bool_)
+        # Imported here since it ranks by what stands in this module. An index that was brought knows no filters.
+        from heliotrope_server.filtered import FilteredRetriever
+
+        self._filtered = FilteredRetriever(catalogue, own)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(own).__name__)
         self.description = f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        if any(query.allowed is not None for query in queries):
+            return self._rank_apart(queries, live)
         # A user who has seen many items needs more candidates; grouped by power of two so that one such user does not
         # make the whole batch pay.
         groups: dict[int, list[int]] = {}
@@ -257,6 +269,13 @@ class FaissRetriever:
                 found = self._rank_group([queries[place] for place in doubtful], live, wider)
                 rankings.update(zip(doubtful, found, strict=True))
         return [rankings[place] for place in range(len(queries))]
+
+    def _rank_apart(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        """Queries that choose among some rows only go another way."""
+        free = [query for query in queries if query.allowed is None]
+        bound = [query for query in queries if query.allowed is not None]
+        ranked, filtered = iter(self.rank(free, live)), iter(self._filtered.rank(bound, live))
+        return [next(ranked if query.allowed is None else filtered) for query in queries]
 
     def _breadth(self, query: Query) -> int:
         wanted = max(self._candidates, 2 * query.wanted)

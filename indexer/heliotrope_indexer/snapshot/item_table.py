@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
@@ -28,14 +29,14 @@ class Labels(NamedTuple):
     """Names of all items: `names` (m), and for every entry its row and its name's place, both (e,), rows ascending."""
 
     names: list[str]
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    codes: NDArray[np.int32]
 
 
 class Entries(NamedTuple):
     """The values that items have under one key: their rows (e,), ascending, and the values (e,)."""
 
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int32]
     values: NDArray[Any]
 
 
@@ -73,7 +74,7 @@ def item_attributes(table: pa.Table, row: int) -> Attributes:
 
 
 class ItemColumns:
-    """The columns of a table of n items as arrays."""
+    """The columns of a table of n items as arrays, made anew by every call."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -83,18 +84,19 @@ class ItemColumns:
 
     def categories(self) -> Labels:
         column = _chunk(self._table.column("categories"))
-        encoded = column.flatten().dictionary_encode()
-        return Labels(encoded.dictionary.to_pylist(), _rows(column), encoded.indices.to_numpy().astype(np.int64))
+        return _labels(column.flatten().dictionary_encode(), _rows(column))
 
     def providers(self) -> Labels:
         """Providers; an item without one has no entry."""
         if "provider" not in self._table.column_names:
-            nothing = np.empty(0, dtype=np.int64)
-            return Labels([], nothing, nothing)
-        encoded = _chunk(self._table.column("provider")).dictionary_encode()
-        names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
-        rows = np.flatnonzero(codes != names.index("")) if "" in names else np.arange(len(codes))
-        return Labels(names, rows, codes[rows])
+            return Labels([], np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
+        labels = _labels(
+            _chunk(self._table.column("provider")).dictionary_encode(), np.arange(len(self), dtype=np.int32)
+        )
+        if "" not in labels.names:
+            return labels
+        named = labels.codes != labels.names.index("")
+        return Labels(labels.names, labels.rows[named], labels.codes[named])
 
     def scalar(self, name: str) -> NDArray[np.float64]:
         """`price`, `available_from` or `available_until`, (n,); NaN where an item has none."""
@@ -103,24 +105,34 @@ class ItemColumns:
         values: NDArray[np.float64] = _chunk(self._table.column(name)).to_numpy(zero_copy_only=False)
         return values
 
-    def has_scalar(self, name: str) -> bool:
-        """Whether any item has it."""
-        return name in self._table.column_names
+    def keys(self, kind: str) -> set[str]:
+        """The keys of `text_attributes`, `number_attributes` or `flag_attributes` that any item has."""
+        if kind not in self._table.column_names:
+            return set()
+        return set(_keys(_chunk(self._table.column(kind))).unique().to_pylist())
 
     def entries(self, kind: str, key: str) -> Entries:
-        """The values under one key of `text_attributes` (as objects), `number_attributes` or `flag_attributes`."""
-        if kind not in self._table.column_names:
-            return Entries(np.empty(0, dtype=np.int64), np.empty(0, dtype=object))
+        """The values under one of the `keys`; texts as objects."""
         column = _chunk(self._table.column(kind))
-        begin, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        places = np.flatnonzero(pa.compute.equal(column.keys.slice(begin, end - begin), key))
-        values = column.items.slice(begin, end - begin).take(pa.array(places))
+        places = np.flatnonzero(pc.equal(_keys(column), key))
+        begin = column.offsets[0].as_py()
+        values = column.items.take(pa.array(places + begin))
         return Entries(_rows(column)[places], values.to_numpy(zero_copy_only=False))
 
 
-def _rows(column: pa.Array) -> NDArray[np.int64]:
-    """The row of every entry of a column of lists."""
-    return np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
+def _labels(encoded: pa.DictionaryArray, rows: NDArray[np.int32]) -> Labels:
+    return Labels(encoded.dictionary.to_pylist(), rows, encoded.indices.to_numpy().astype(np.int32))
+
+
+def _keys(column: pa.MapArray) -> pa.Array:
+    """The key of every entry."""
+    begin, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+    return column.keys.slice(begin, end - begin)
+
+
+def _rows(column: pa.Array) -> NDArray[np.int32]:
+    """The row of every entry of a column of lists or maps."""
+    return np.repeat(np.arange(len(column), dtype=np.int32), np.diff(column.offsets.to_numpy()))
 
 
 def _chunk(column: pa.ChunkedArray) -> pa.Array:

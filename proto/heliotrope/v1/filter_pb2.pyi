@@ -35,7 +35,7 @@ class ItemFilter(_message.Message):
     """Also recommends items that are not available at the time of the request."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
-        """At most 32."""
+        """At most 32, which hold at most 1,000 names and values in all."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class NameSet(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 1,000 names of 1 to 256 bytes of UTF-8 each."""
+        """At least one; names have 1 to 256 bytes of UTF-8."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class AttributeSet(_message.Message):
     """The key, 1 to 64 bytes of UTF-8."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[_catalog_pb2.AttributeValue]:
-        """1 to 1,000 values; texts have at most 256 bytes of UTF-8 and numbers are finite."""
+        """At least one; texts have at most 256 bytes of UTF-8 and numbers are finite."""
 
     def __init__(
         self,
