@@ -38,8 +38,8 @@ def read_catalogue(source: Source, rejects: RejectLog) -> list[CatalogItem]:
     """All usable items in file order.
 
     Rejected: `no_id`, `empty_text`, `text_too_long`, `duplicate_item` (the first row of an id wins), `bad_price`,
-    `bad_availability`, `bad_attributes`, and what the source itself cannot read. Raises EmptyCatalogueError when nothing
-    is left, ColumnError without an id or a text.
+    `bad_availability`, `bad_attributes`, and what the source itself cannot read. Raises EmptyCatalogueError when
+    nothing is left, ColumnError without an id or a text.
     """
     items: dict[str, CatalogItem] = {}
     layouts: dict[tuple[str, ...], dict[str, list[str]]] = {}

@@ -2,7 +2,7 @@
 
 >>> from heliotrope import Client, make_item
 >>> client = Client("localhost:50051")
->>> film = make_item("m1", "Alien (1979)", categories=["Horror"], price=3.99, attributes={"year": 1979, "studio": "Fox"})
+>>> film = make_item("m1", "Alien (1979)", categories=["Horror"], price=3.99, attributes={"year": 1979})
 >>> client.upsert_items([film])
 """
 

@@ -51,7 +51,8 @@ class AllowedRows(NamedTuple):
         """Which of some rows (k,) are among them."""
         base = rows < self.base.size
         inside = np.where(base, rows, 0)
-        found = (self.base.bits[inside >> 3] >> (inside & 7).astype(np.uint8)) & 1 != 0
+        bits = self.base.bits[inside >> 3] >> (inside & 7).astype(np.uint8) & 1
+        found = bits.astype(np.bool_)
         if len(self.delta):
             found = np.where(base, found, self.delta[np.where(base, 0, rows - self.base.size)])
         return found

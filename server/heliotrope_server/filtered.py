@@ -144,22 +144,30 @@ class FilteredRetriever:
             breadth = min(breadth, widest)
             found, whole = self._found(query.vector, search, breadth, widening * search.target)
             rows = self._candidates(found, search, query, allowed, live)
-            base = rows[: np.searchsorted(rows, self._catalogue.base_count)]
-            tastes = self._tastes(query.vector, base)
-            ranking = self._ranked(query, rows, tastes, live)
+            (ranking,) = self._among([query], rows, live)
             if whole and len(found) < breadth:
                 return ranking  # nothing is left to be found
             if len(ranking.rows) == query.wanted:
-                if not live.outside:
-                    return ranking
-                # A row that was not found has at most what the last of the found has, and the largest boost outside.
-                last = float(tastes[np.searchsorted(base, found)].min(initial=np.inf))
-                certified = last + live.outside <= float(ranking.scores[-1] - self._intercept)
-                if certified or widening > 1:
-                    return ranking._replace(certified=certified)
+                lifted = self._lifted(query, ranking, found, allowed, live) if live.outside else ()
+                return self._among([query], np.union1d(rows, lifted), live)[0] if len(lifted) else ranking
             if whole and breadth == widest:
                 return self._among([query], self._all_rows(allowed, np.flatnonzero(allowed.base.mask)), live)[0]
             breadth, widening = breadth * WIDENING, widening * WIDENING
+
+    def _lifted(
+        self, query: Query, ranking: Ranking, found: NDArray[np.int64], allowed: AllowedRows, live: LiveView
+    ) -> NDArray[np.int64]:
+        """Rows that were not found and whose boost could still bring them into the list.
+
+        A row that was not found has at most what the last of the found has without boosts. The trending rows, which are
+        candidates, may all be rows that the filter does not admit.
+        """
+        last = float(self._tastes(query.vector, found).min(initial=np.inf))
+        lacking = float(ranking.scores[-1] - self._intercept) - last
+        if live.outside < lacking:
+            return found[:0]
+        admitted = np.flatnonzero(allowed.base.mask)
+        return admitted[live.boosts[admitted] >= np.float32(lacking)]
 
     def _found(
         self, vector: NDArray[np.float32], search: _Search, breadth: int, target: float

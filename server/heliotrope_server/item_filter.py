@@ -108,7 +108,7 @@ def _check_range(condition: NumberIn) -> int:
     if not least <= most or least == math.inf or most == -math.inf:  # also refuses NaN
         raise InvalidArgumentError(
             "INVALID_RANGE",
-            f"a range must have finite ends, min not above max; that of {condition.attribute!r} is {least:g} to {most:g}",
+            f"a range needs finite ends, min not above max; that of {condition.attribute!r} is {least:g} to {most:g}",
             value=least,
             limit=most,
         )
