@@ -52,7 +52,7 @@ class AllowedRows(NamedTuple):
         base = rows < self.base.size
         inside = np.where(base, rows, 0)
         bits = self.base.bits[inside >> 3] >> (inside & 7).astype(np.uint8) & 1
-        found = bits.astype(np.bool_)
+        found: NDArray[np.bool_] = bits.astype(np.bool_)
         if len(self.delta):
             found = np.where(base, found, self.delta[np.where(base, 0, rows - self.base.size)])
         return found
