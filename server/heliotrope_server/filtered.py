@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from heliotrope_server.allowed_rows import AllowedRows, BaseRows
 from heliotrope_server.filtered_index import FilteredIndex, FilterPlan
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import MAX_CANDIDATES, WIDENING, LiveView, Query, Ranking
+from heliotrope_server.live_view import LiveView
+from heliotrope_server.retriever import MAX_CANDIDATES, WIDENING, Ranking
+from heliotrope_server.scoring import Query
 from heliotrope_server.selection import best_places
 
 _GATHERED_BYTES = 64 << 20

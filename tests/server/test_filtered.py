@@ -7,8 +7,10 @@ from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server import allowed_rows
 from heliotrope_server.allowed_rows import AllowedRows, BaseRows
 from heliotrope_server.live_catalogue import DeltaItem
+from heliotrope_server.live_view import live_view
 from heliotrope_server.neighbours import Suggestions
-from heliotrope_server.retriever import Query, exact_scores, live_view, make_retriever
+from heliotrope_server.retriever import make_retriever
+from heliotrope_server.scoring import Query, exact_scores
 from tests.server import worlds
 
 ITEMS, DIMENSION = 4000, 16

@@ -30,7 +30,9 @@ from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.allowed_rows import RowFilters
 from heliotrope_server.item_filter import ItemFilter, NumberIn
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import Query, live_view, make_retriever
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import make_retriever
+from heliotrope_server.scoring import Query
 
 RECALL = 0.97
 SEED = 7
