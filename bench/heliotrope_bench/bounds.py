@@ -119,14 +119,17 @@ BOUNDS = (
     Bound("p99 at half the highest rate", "load", "below", 10.0, "{:.1f} ms", at_half("p99_ms")),
     Bound("durable events in batches of 100, one shard", "load", "at least", 20_000.0, "{:,.0f}/s", intake),
     Bound(
-        "whole request beside the best peer that is a server, while events and items stream in: rate",
+        "whole request, a stream for each caller, beside the best peer that is a server, while events and items stream "
+        "in: rate",
         "peers",
         "at least",
         3.0,
         "{:.1f}x",
-        over_servers("ours/theirs", min),
+        over_servers("streams/theirs", min),
     ),
-    Bound("the same beside each of them: p99", "peers", "at most", 1.0, "{:.2f}x", over_servers("p99_ratio", max)),
+    Bound(
+        "the same beside each of them: p99", "peers", "at most", 1.0, "{:.2f}x", over_servers("streams_p99_ratio", max)
+    ),
     Bound(
         "candidates beside the best library, recall 0.90 to 0.999: rate, at worst",
         "ann",

@@ -1,14 +1,19 @@
 """`heliotrope bench memory`: what an item and a user cost, in memory and on disk.
 
 Items: the files of the snapshot that answers are made from, over its float32 vectors, and the texts of the catalogue
-beside them; the server maps them all. Users: the growth of the memory of the
-server's processes (resident, but for mapped files) and of its data folder over the number of users that were recorded,
-all of whom are kept in memory.
+beside them; the server maps them all. An item that somebody touched costs more, whoever touches it after: its count and
+its number. So every item gets an event first, and that growth is the items'.
+
+Users: the growth of the memory of the server's processes (resident, but for mapped files) and of its data folder over
+the number of users that were recorded after that, each of whom is asked for once: when the checkpoints are over, and at
+its highest meanwhile. All of them are kept in memory.
 """
 
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +22,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
-from heliotrope import Client
+from heliotrope import Client, Event
 from heliotrope_bench.job import Server
 from heliotrope_bench.load_data import Population, record
 from heliotrope_bench.report import print_table, write_report
@@ -30,14 +35,19 @@ COLUMNS = {
     "array_bytes_an_item": ",.0f",
     "over_float32": ".2f",
     "text_bytes_an_item": ",.0f",
+    "live_bytes_an_item": ",.0f",
     "users": ",",
     "events_per_user": "",
     "bytes_a_user": ",.0f",
+    "peak_bytes_a_user": ",.0f",
     "stored_bytes_a_user": ",.0f",
     "log_bytes_an_event": ",.0f",
 }
 _CHECKPOINT_S = 7.0
 """A little more than the server lets pass between two checkpoints."""
+_SAMPLE_S = 0.05
+_FIRST_USER_EVENTS = 500
+"""Fewer than a ring holds: what those who touch every item cost is their events, and little else."""
 
 
 class MemoryOptions(BaseSettings):
@@ -77,15 +87,20 @@ def measure(options: MemoryOptions, store: Path, folder: Path) -> dict[str, Any]
     with Server(flags, log=folder / "serve.log") as server, Client(server.address, timeout_s=60.0) as client:
         item_ids = [item.item_id for item in client.list_items()]
         client.recommend("nobody", count=10)
-        before, files = own_bytes(server.pid), _files(data)
-        population = Population(item_ids, options.users, seed=0)
-        record(client, list(population.history(options.events_per_user)))
-        for user in population.user_ids():
-            client.recommend(user, count=1)
+        untouched = own_bytes(server.pid)
+        record(client, _one_event_each(item_ids))
+        client.recommend("nobody", count=10)
         # What is waiting to be written is in memory twice.
         time.sleep(_CHECKPOINT_S)
+        before, files = own_bytes(server.pid), _files(data)
+        population = Population(item_ids, options.users, seed=0)
+        events = list(population.history(options.events_per_user))
+        with _highest(server.pid) as sizes:
+            record(client, events)
+            for user in population.user_ids():
+                client.recommend(user, count=1)
+            time.sleep(_CHECKPOINT_S)
         after, grown = own_bytes(server.pid), _files(data)
-    events = options.users * options.events_per_user
     vectors = (snapshot / "vectors.npy").stat().st_size
 
     def growth(part: str) -> int:
@@ -96,13 +111,41 @@ def measure(options: MemoryOptions, store: Path, folder: Path) -> dict[str, Any]
         "array_bytes_an_item": arrays / len(item_ids),
         "over_float32": arrays / vectors,
         "text_bytes_an_item": (snapshot / "items.arrow").stat().st_size / len(item_ids),
+        "live_bytes_an_item": (before - untouched) / len(item_ids),
         "users": options.users,
         "events_per_user": options.events_per_user,
         "bytes_a_user": (after - before) / options.users,
+        "peak_bytes_a_user": (max(*sizes, after) - before) / options.users,
         "stored_bytes_a_user": growth("profiles") / options.users,
-        "log_bytes_an_event": growth("log") / events,
+        "log_bytes_an_event": growth("log") / len(events),
         "server_mib": after / 2**20,
     }
+
+
+def _one_event_each(item_ids: Sequence[str]) -> list[Event]:
+    """An event on every item, of as few users as can be."""
+    return [
+        Event(f"first-{place // _FIRST_USER_EVENTS}", item_id, "click", event_id=f"first-{place}")
+        for place, item_id in enumerate(item_ids)
+    ]
+
+
+@contextmanager
+def _highest(pid: int) -> Iterator[list[int]]:
+    """A list of what own_bytes said meanwhile."""
+    sizes, over = [own_bytes(pid)], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(_SAMPLE_S):
+            sizes.append(own_bytes(pid))
+
+    thread = threading.Thread(target=sample, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        over.set()
+        thread.join()
 
 
 def own_bytes(pid: int) -> int:

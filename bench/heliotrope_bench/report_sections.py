@@ -112,6 +112,8 @@ SECTIONS: Mapping[str, Section] = {
             "by_cpu": ("by CPU", ",.2f"),
             "p99_ms": ("p99, ms", ",.1f"),
             "p99_ratio": ("p99, ours over theirs", ",.2f"),
+            "streams/theirs": ("ours on streams over theirs", ",.2f"),
+            "streams_p99_ratio": ("its p99 over theirs", ",.2f"),
             "recall@10": ("recall@10", ".3f"),
             "new_found": ("recall of new items", ".2f"),
             "items_per_s": ("items taken in per second", ".1f"),
@@ -214,16 +216,19 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "memory": Section(
         "Memory and disk",
-        "What an item costs, from the files that grow with the catalogue, and what a user costs, from how the "
-        "server's own memory and its data folder grow while users are recorded.",
+        "What an item costs, from the files that grow with the catalogue, and in the server's own memory once "
+        "somebody touched it; and what a user costs, from how that memory and the data folder grow while users are "
+        "recorded after every item was touched: when the checkpoints are over, and at the highest meanwhile.",
         {
             "items": ("items", ",.0f"),
             "array_bytes_an_item": ("bytes an item", ",.0f"),
             "over_float32": ("over its float32 vector", ".2f"),
             "text_bytes_an_item": ("bytes of its texts", ",.0f"),
+            "live_bytes_an_item": ("bytes of a touched one", ",.0f"),
             "users": ("users", ",.0f"),
             "events_per_user": ("events a user", ",.0f"),
             "bytes_a_user": ("bytes a user in memory", ",.0f"),
+            "peak_bytes_a_user": ("at the highest", ",.0f"),
             "stored_bytes_a_user": ("in the store", ",.0f"),
             "log_bytes_an_event": ("log bytes an event", ",.0f"),
         },

@@ -31,7 +31,8 @@ from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.micro_batcher import MicroBatcher, Timed
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Applied, Profile
-from heliotrope_server.profile_store import PLAIN_KEY_ID, ProfileStore
+from heliotrope_server.profile_codec import PLAIN_KEY_ID
+from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.record_log import RecordLog, read_log
 from heliotrope_server.residuals import Residuals
 from heliotrope_server.retriever import Retriever, make_retriever
@@ -139,14 +140,17 @@ class Engine:
             for offset, record in enumerate(frame.records):
                 lsn = frame.first_lsn + offset
                 if lsn > self.applied_lsn:
-                    self._replay(record, lsn)
+                    if lsn > self.store.shared_lsn:
+                        self._replay(record, lsn)
+                    else:
+                        self._replay_into_profile(record, lsn)
                     replayed += 1
             await asyncio.sleep(0)
         self._log = self._log_factory(self._log_folder)
-        if self._log.last_lsn < self.applied_lsn:
+        if self._log.last_lsn < self.store.shared_lsn:
             raise StartError(
                 f"the log in {self._log_folder} ends at LSN {self._log.last_lsn}, "
-                f"before the checkpoint at {self.applied_lsn}: log files are missing"
+                f"before the checkpoint at {self.store.shared_lsn}: log files are missing"
             )
         if replayed:
             logger.info("replayed %d records up to LSN %d", replayed, self.applied_lsn)
@@ -294,8 +298,11 @@ class Engine:
             if after is None:
                 self.residuals.remove(event.user_id, [undone.item_id])
         if len(profile.events) > self.settings.ring_size:
-            profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, catalogue)
+            self._fold(profile)
         return _RECORDED
+
+    def _fold(self, profile: Profile) -> None:
+        profile.fold(self.settings.ring_size, self._wall_clock() - self.settings.event_window_s, self.catalogue)
 
     def _count(self, item_id: str, before_us: int | None, after_us: int | None) -> None:
         """Live popularity of an item for which a user counted by one event and now counts by another."""
@@ -316,6 +323,28 @@ class Engine:
             self._apply_segments(user_id, rest[0], lsn)
         else:
             raise StartError(f"the log holds a record of unknown kind {tag} at LSN {lsn}: it is of a newer server")
+
+    def _replay_into_profile(self, record: list[Any], lsn: int) -> None:
+        """A record within the store's `shared_lsn`: all but the profile holds it, and the profile may."""
+        tag, _key_id, user_id, *rest = record
+        profile, space = self.store.edit(user_id, self.catalogue), self.catalogue
+        if lsn > profile.lsn:
+            profile.lsn = lsn
+            if tag == RECORD_EVENT:
+                event = UserEvent(user_id, *rest)
+                applied, undone = profile.apply(event)
+                if undone is not None:
+                    profile.uncount(undone, space)
+                elif applied is Applied.RECORDED and space.gains.one(event.kind, event.value) > 0.0:
+                    profile.count(event)
+                self._fold(profile)
+            elif tag == RECORD_DELETE:
+                self.store.delete(user_id)
+            elif tag == RECORD_SEGMENTS:
+                profile.segments = tuple(rest[0])
+            else:
+                self._replay(record, lsn)
+        self.applied_lsn = lsn
 
     # -- profiles -------------------------------------------------------------------------------------------------
 

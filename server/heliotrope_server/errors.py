@@ -14,6 +14,7 @@ ServerError
 │   ├── DeadlinePassedError
 │   ├── StorageFailedError
 │   └── ShardUnreachableError
+├── BackupError             a backup can't be taken, read or restored
 └── StartError              the server can't start or go on; ends the command with one clear line
     ├── LogCorruptError
     ├── DataFolderError
@@ -117,6 +118,10 @@ class ShardUnreachableError(RequestError):
     """The shard that owns the user does not answer."""
 
     code = "UNAVAILABLE"
+
+
+class BackupError(ServerError):
+    """A backup can't be taken, read or restored."""
 
 
 class StartError(ServerError):

@@ -118,15 +118,21 @@ def open_layout(
     `folded_maps` is what Engine.start needs to read profiles that were folded under another snapshot.
     """
     layout = read_layout(data)
+    if layout is None and any(data.glob("g-*")):
+        # Not to be taken for a new folder: the server would begin with nobody in it.
+        raise DataFolderError(
+            f"{data} holds generations but no {LAYOUT_FILE}: a restore was not finished, or the file was lost; "
+            "empty the folder and restore a backup"
+        )
     if layout is not None and layout.shards == shards:
         _remove_abandoned(data, layout)
         return layout
     if layout is None:
-        fresh = Layout(generation=_new_generation(), shards=shards)
+        fresh = Layout(generation=new_generation(), shards=shards)
     else:
         logger.info("cutting %d shards into %d", layout.shards, shards)
         fresh = asyncio.run(_reshard(data, layout, shards, snapshot, settings, folded_maps))
-    _write_layout(data, fresh)
+    write_layout(data, fresh)
     return fresh
 
 
@@ -140,7 +146,7 @@ async def _reshard(
 ) -> Layout:
     """Copies every profile of `old` to the stores of a new generation. A crash leaves the old one current."""
     _remove_abandoned(data, old)
-    generation = _new_generation()
+    generation = new_generation()
     last_lsns: dict[int, int] = {}
     fresh = Layout(generation=generation, shards=shards)
     stores = [ProfileStore(fresh.shard_folder(data, index) / "profiles", cache_profiles=1) for index in range(shards)]
@@ -176,7 +182,8 @@ async def _reshard(
     return fresh.model_copy(update={"ancestors": {**old.ancestors, old.generation: last_lsns}})
 
 
-def _write_layout(data: Path, layout: Layout) -> None:
+def write_layout(data: Path, layout: Layout) -> None:
+    """Makes a layout the current one, durably."""
     aside = data / f".{LAYOUT_FILE}"
     with aside.open("w", encoding="utf-8") as file:
         file.write(layout.model_dump_json(indent=2) + "\n")
@@ -194,7 +201,8 @@ def _remove_abandoned(data: Path, layout: Layout) -> None:
             shutil.rmtree(path)
 
 
-def _new_generation() -> str:
+def new_generation() -> str:
+    """A name that no other generation has."""
     return f"g-{uuid.uuid4().hex[:12]}"
 
 

@@ -16,6 +16,7 @@ from heliotrope_server.interest import MAX_EXPONENT, power_of_two
 
 MOST_MOVED = 4_096
 """Moves of single users that wait to be laid out together."""
+MAX_BACK = 32.0
 
 
 class LivePopularity:
@@ -160,9 +161,16 @@ class LivePopularity:
 
     def counts_at(self, time_s: float) -> NDArray[np.float64]:
         """count_i(t) by catalogue row, (n,)."""
-        return self._laid_out() * power_of_two((self.landmark_s - time_s) / self.half_life_s)
+        return self._laid_out() * self.decay(time_s)
 
     def counts_of(self, rows: NDArray[np.int64], time_s: float) -> NDArray[np.float64]:
         """count_i(t) of some rows, (k,); O(k). Rows of a catalogue that was larger get the count of the last row."""
         counts: NDArray[np.float64] = self._laid_out().take(rows, mode="clip")
-        return counts * power_of_two((self.landmark_s - time_s) / self.half_life_s)
+        return counts * self.decay(time_s)
+
+    def decay(self, time_s: float) -> float:
+        """What states counts relative to the landmark as of `time_s`; at most 2^MAX_BACK.
+
+        More would be asked for by a clock that went back by years, or by a question as of the distant past.
+        """
+        return power_of_two(min((self.landmark_s - time_s) / self.half_life_s, MAX_BACK))

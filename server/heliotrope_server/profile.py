@@ -7,7 +7,6 @@ sums are worked out when they are read: `settle` adds what has come since the la
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.event_ring import Columns, EventRing
 from heliotrope_server.interest import GainTable, InterestSums, interest_vectors
+from heliotrope_server.rare_attribute import NOTHING, Rare
 
 ONE_BY_ONE = 3
 """Up to so many events are added to the sums faster one by one than at once."""
@@ -52,10 +52,7 @@ class Applied(Enum):
 
 RECORDED = (Applied.RECORDED, None)
 DUPLICATE = (Applied.DUPLICATE, None)
-# Most profiles have none of these; they share what stands for nothing.
-_NO_TIMES: Any = MappingProxyType({})
 _NO_IDS: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
-_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class Profile:
@@ -65,63 +62,49 @@ class Profile:
     """
 
     __slots__ = (
-        "_counted_apart",
-        "_seen_key",
-        "_seen_rows",
+        "_seen",
         "_settled",
         "_total",
-        "declared_interests",
-        "declared_model_version",
-        "declared_pooled",
         "events",
-        "folded",
-        "folded_count",
-        "folded_ids",
-        "folded_items",
-        "folded_newest_s",
-        "folded_version",
         "generation",
         "lsn",
         "newest_s",
         "prior",
-        "segment_prior",
-        "segments",
-        "undone",
+        "rare",
         "user_id",
     )
+
+    undone = Rare[dict[str, int]](NOTHING)
+    folded = Rare[InterestSums | None](None)
+    folded_version = Rare("")
+    folded_count = Rare(0)
+    folded_newest_s = Rare(0.0)
+    folded_ids = Rare(_NO_IDS)
+    # Item id -> time in us of its newest folded event with a positive gain, 0 if it has none.
+    folded_items = Rare[dict[str, int]](NOTHING)
+    # The same of the one event by which this user counts in the item's live popularity, where the ring has it not.
+    _counted_apart = Rare[dict[str, int]](NOTHING)
+    declared_interests = Rare[tuple[str, ...]](())
+    declared_pooled = Rare[NDArray[np.float32] | None](None)
+    declared_model_version = Rare("")
+    segments = Rare[tuple[str, ...]](())
+    segment_prior = Rare[NDArray[np.float32] | None](None)
 
     def __init__(self, user_id: str, space: ItemSpace) -> None:
         self.user_id = user_id
         self.lsn = 0
         self.events = EventRing(user_id)
-        self.undone: dict[str, int] = _NO_TIMES
-        self.folded: InterestSums | None = None
-        self.folded_version = ""
-        self.folded_count = 0
-        self.folded_newest_s = 0.0
-        self.folded_ids = _NO_IDS
-        # Item id -> time in us of its newest folded event with a positive gain, 0 if it has none.
-        self.folded_items: dict[str, int] = _NO_TIMES
-        # The same of the one event by which this user counts in the item's live popularity, where the ring has it not.
-        self._counted_apart: dict[str, int] = _NO_TIMES
-        self.declared_interests: tuple[str, ...] = ()
-        self.declared_pooled: NDArray[np.float32] | None = None
-        self.declared_model_version = ""
-        self.segments: tuple[str, ...] = ()
-        self.segment_prior: NDArray[np.float32] | None = None
-        self.newest_s = 0.0
-        self._seen_key: tuple[int, int, int] | None = None
-        self._seen_rows = _NO_ROWS
+        self.rare: dict[str, Any] = NOTHING
+        self._seen: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
         self._total: InterestSums | None = None
+        self.newest_s = 0.0
         self.rederive(space)
 
     def apply(self, event: UserEvent) -> tuple[Applied, UserEvent | None]:
         """Applies one event; returns what it did and, for an undo, the event that was taken back."""
         if event.kind == EventKind.UNDO:
             return self._undo(event)
-        if self.undone and event.event_id in self.undone:
-            return DUPLICATE
-        if self.folded_count and self._is_folded(event.event_id):
+        if self.rare and (event.event_id in self.undone or self._is_folded(event.event_id)):
             return DUPLICATE
         if not self.events.append(event):
             return DUPLICATE
@@ -192,7 +175,8 @@ class Profile:
         """
         events = self.events
         place = events.counting_before_last()
-        before = self._counted_apart.get(event.item_id) if place < 0 else events.time_us(place)
+        apart = self._counted_apart if self.rare else NOTHING
+        before: int | None = apart.get(event.item_id) if place < 0 else events.time_us(place)
         if before is not None:
             if before >= event.time_us:
                 return before, before
@@ -231,6 +215,11 @@ class Profile:
         return before, after
 
     @property
+    def plain(self) -> bool:
+        """Whether there is nothing to this profile but the events in its ring."""
+        return not self.rare
+
+    @property
     def says_something(self) -> bool:
         """Whether the interest vectors hold anything of this user's own: events that count, or declared interests."""
         return self.declared_pooled is not None or any(mass > 0.0 for mass in self.total.masses)
@@ -260,7 +249,7 @@ class Profile:
     def rest(self) -> None:
         """Drops what can be worked out again, until the next `settle`."""
         self._total = None
-        self._seen_key, self._seen_rows = None, _NO_ROWS
+        self._seen = None
         self.events.trim()
 
     def rederive(self, space: ItemSpace) -> None:
@@ -298,13 +287,12 @@ class Profile:
     def seen_rows(self, row_of: Any, catalogue_version: tuple[int, int]) -> NDArray[np.int64]:
         """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
         key = (*catalogue_version, self.lsn)
-        if key != self._seen_key:
+        if self._seen is None or key != self._seen[0]:
             ids = self.events.item_ids()
             ids.update(self.folded_items)
             rows = [row for row in map(row_of, ids) if row is not None]
-            self._seen_rows = np.array(rows, dtype=np.int64)
-            self._seen_key = key
-        return self._seen_rows
+            self._seen = key, np.array(rows, dtype=np.int64)
+        return self._seen[1]
 
     @property
     def event_count(self) -> int:

@@ -3,34 +3,40 @@
 The log is the truth; the store is a checkpoint of it. A checkpoint is a consistent cut at one LSN, taken without
 stopping intake: profiles that were dirty at the cut are encoded a few at a time, and one that is about to change is
 encoded first (copy on write).
+
+A large checkpoint is committed in several transactions, for LMDB holds every page that one writes in memory. The first
+brings what is kept across users (popularity, residuals, segments, deletions) to the cut, and says so by `shared_lsn`;
+the last one makes the cut the checkpoint. A store that was left between the two is whole again by the log: up to
+`shared_lsn` a record goes into its profile only, and only if its LSN is after that of the profile.
 """
 
 import asyncio
+import heapq
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import msgpack
 import numpy as np
 
 from heliotrope_server.errors import DataFolderError
-from heliotrope_server.event import UserEvent
-from heliotrope_server.event_ring import EventRing
-from heliotrope_server.interest import InterestSums
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import ItemSpace, Profile
+from heliotrope_server.profile_codec import PLAIN_KEY_ID, decode_profile, encode_profile
 from heliotrope_server.residuals import Heard, Residuals
 from heliotrope_server.segments import SegmentMembers
 
 FORMAT_VERSION = 1
-PROFILE_FORMAT_VERSION = 2
+UNFINISHED_VERSION = 2
+"""Format of a store that was left in the middle of a checkpoint: a server without `shared_lsn` must not read it."""
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
-SETTLED = 4_096  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
-PLAIN_KEY_ID = 0  # every stored record names the key it is encrypted under; 0 is none
+SETTLED = 2_048  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
+CHUNK = 1_024  # profiles that are written in one transaction: LMDB holds up to a page of 4 KB for each
 
 _META_KEY = b"checkpoint"
 _POPULARITY_KEY = b"popularity"
@@ -42,12 +48,22 @@ a busy shard waited for."""
 logger = logging.getLogger(__name__)
 
 
+class _Shared(NamedTuple):
+    """What a checkpoint writes of what is kept across users, and who is deleted."""
+
+    counts: bytes
+    heard: dict[str, Heard | None]
+    segments: dict[str, tuple[str, ...]]
+    deleted: set[str]
+
+
 class ProfileStore:
     """Profiles of one shard. Belongs to the event loop; only the LMDB transaction of a checkpoint runs in a thread."""
 
     def __init__(self, folder: Path, *, cache_profiles: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._cache_profiles = cache_profiles
+        self._most_settled = min(SETTLED, cache_profiles)
         try:
             self._env = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4, subdir=True)
         except lmdb.Error as error:
@@ -58,14 +74,20 @@ class ProfileStore:
         self._segments_db = self._env.open_db(b"segments")
         self.segments = SegmentMembers()
         self._load_segments()
-        self._cache: OrderedDict[str, Profile] = OrderedDict()
+        self._cache: dict[str, Profile] = {}
+        # Those of the cache that have their sums, in the order of reading.
         self._settled: OrderedDict[str, Profile] = OrderedDict()
+        self._rests_soon = False
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
+        # The checkpoint that is being taken: who is still to be encoded, who is encoded already, and who was deleted.
         self._cut: set[str] = set()
-        self._encoded: dict[str, bytes | None] = {}
+        self._encoded: dict[str, bytes] = {}
+        self._leaving: set[str] = set()
         meta = self._read_meta()
         self.checkpoint_lsn: int = meta["lsn"]
+        # Up to here the store holds what is kept across users: later than the rest if a checkpoint was broken off.
+        self.shared_lsn: int = meta.get("shared_lsn", self.checkpoint_lsn)
         self._folded_versions: set[str] = set(meta["folded_versions"])
         self._saved_popularity_version = -1
         # How many wait for a checkpoint to end.
@@ -78,12 +100,16 @@ class ProfileStore:
             profile.settle(space)
             self._settled[user_id] = profile
             self._settled.move_to_end(user_id)
+            if len(self._settled) > self._most_settled and not self._rests_soon:
+                # Not at once: whoever reads a batch holds what was read for it until the event loop is free again.
+                self._rests_soon = True
+                asyncio.get_running_loop().call_soon(self._rest)
         return profile
 
     def _current(self, user_id: str, space: ItemSpace) -> Profile | None:
         profile = self._cache.get(user_id)
         if profile is None:
-            if user_id in self._deleted or self._encoded.get(user_id, b"") is None:
+            if user_id in self._deleted or user_id in self._leaving:
                 return None
             with self._env.begin(db=self._profiles_db) as transaction:
                 blob = transaction.get(user_id.encode())
@@ -93,7 +119,6 @@ class ProfileStore:
             self._cache[user_id] = profile
         elif profile.generation != space.generation:
             profile.rederive(space)
-        self._cache.move_to_end(user_id)
         return profile
 
     def edit(self, user_id: str, space: ItemSpace) -> Profile:
@@ -102,7 +127,6 @@ class ProfileStore:
             self._preserve(user_id)
         profile = self._cache.get(user_id)
         if profile is not None and profile.generation == space.generation:
-            self._cache.move_to_end(user_id)
             self._dirty.add(user_id)
             return profile
         profile = self._current(user_id, space)
@@ -165,48 +189,71 @@ class ProfileStore:
         """
         unchanged = popularity.version == self._saved_popularity_version and not residuals.dirty
         if not self._dirty and not self._deleted and unchanged:
-            await self._rest()
             return
         self._cut, self._dirty = self._dirty, set()
-        deleted, self._deleted = self._deleted, set()
-        self._encoded = dict.fromkeys(deleted)
+        self._leaving, self._deleted = self._deleted, set()
+        saved_version = popularity.version
+        self._folded_versions.add(snapshot_version)
+        meta = {
+            "landmark_s": popularity.landmark_s,
+            "half_life_s": popularity.half_life_s,
+            "folded_versions": sorted(self._folded_versions),
+            "residual_space": residuals.space,
+        }
         # One value for all counts: 4 ms for 100,000 items, where a key for each would hold the interpreter for 300.
         counts = msgpack.packb(popularity.own)
-        saved_version, landmark_s, half_life_s = popularity.version, popularity.landmark_s, popularity.half_life_s
-        heard, residual_space = residuals.take_dirty(), residuals.space
-        segments = self.segments.take_dirty()
-        self._folded_versions.add(snapshot_version)
-        while self._cut:
-            until = time.perf_counter() + _SLICE_S
-            while self._cut and time.perf_counter() < until:
-                self._encode(self._cut.pop())
-            await asyncio.sleep(_SLICE_S / _DUTY if paced and not self.hurried else 0.0)
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "lsn": lsn,
-            "landmark_s": landmark_s,
-            "half_life_s": half_life_s,
-            "folded_versions": sorted(self._folded_versions),
-            "residual_space": residual_space,
-        }
+        shared = _Shared(counts, residuals.take_dirty(), self.segments.take_dirty(), self._leaving)
+        cut = list(self._cut)
         try:
-            await asyncio.get_running_loop().run_in_executor(
-                None, self._commit, self._encoded, counts, heard, segments, meta
-            )
+            await self._write(cut, shared, meta, lsn, paced)
         except lmdb.Error as error:
             # Nothing is lost: the log still holds everything since the last checkpoint. The next one tries again.
             logger.error("the checkpoint at LSN %d failed: %s", lsn, error)
-            self._dirty |= {user_id for user_id, blob in self._encoded.items() if blob and user_id in self._cache}
-            self._deleted |= deleted - self._cache.keys()
+            self._dirty |= self._cache.keys() & set(cut)
+            self._deleted |= self._leaving - self._cache.keys()
             self._saved_popularity_version = -1
-            residuals.put_back(heard)
-            self.segments.put_back(segments)
+            residuals.put_back(shared.heard)
+            self.segments.put_back(shared.segments)
         else:
             self.checkpoint_lsn = lsn
             self._saved_popularity_version = saved_version
-        self._encoded = {}
+        self._cut, self._encoded, self._leaving = set(), {}, set()
         self._evict()
-        await self._rest()
+
+    async def _write(self, cut: list[str], shared: _Shared, meta: dict[str, Any], lsn: int, paced: bool) -> None:
+        """Writes the cut: what is shared first, then the profiles by key, so that each page is written once."""
+        # Sorted in parts, for all at once would hold the loop; merged as they are taken.
+        parts = []
+        for start in range(0, len(cut), CHUNK):
+            parts.append(sorted(cut[start : start + CHUNK]))
+            await self._pause(paced)
+        users = heapq.merge(*parts)
+        first: _Shared | None = shared
+        for start in range(0, max(1, len(cut)), CHUNK):
+            last = start + CHUNK >= len(cut)
+            reached = {
+                "format_version": FORMAT_VERSION if last else UNFINISHED_VERSION,
+                "lsn": lsn if last else self.checkpoint_lsn,
+                "shared_lsn": lsn,
+            }
+            blobs = await self._encode_many(islice(users, CHUNK), paced)
+            await asyncio.get_running_loop().run_in_executor(None, self._commit, blobs, first, {**meta, **reached})
+            first = None
+
+    async def _encode_many(self, users: Iterable[str], paced: bool) -> list[tuple[bytes, bytes]]:
+        """Keys and values of profiles as of the cut."""
+        blobs: list[tuple[bytes, bytes]] = []
+        until = time.perf_counter() + _SLICE_S
+        for user_id in users:
+            self._preserve(user_id)
+            blobs.append((user_id.encode(), self._encoded.pop(user_id)))
+            if time.perf_counter() >= until:
+                await self._pause(paced)
+                until = time.perf_counter() + _SLICE_S
+        return blobs
+
+    async def _pause(self, paced: bool) -> None:
+        await asyncio.sleep(_SLICE_S / _DUTY if paced and not self.hurried else 0.0)
 
     def load_popularity(self, popularity: LivePopularity) -> None:
         """Restores the counts as of the last checkpoint, with the half-life that they were kept by."""
@@ -235,55 +282,47 @@ class ProfileStore:
     def _preserve(self, user_id: str) -> None:
         if user_id in self._cut:
             self._cut.discard(user_id)
-            self._encode(user_id)
+            self._encoded[user_id] = encode_profile(self._cache[user_id])
 
-    def _encode(self, user_id: str) -> None:
-        self._encoded[user_id] = encode_profile(self._cache[user_id])
-
-    def _commit(
-        self,
-        profiles: dict[str, bytes | None],
-        counts: bytes,
-        heard: dict[str, Heard | None],
-        segments: dict[str, tuple[str, ...]],
-        meta: dict[str, Any],
-    ) -> None:
-        kept = [(user_id.encode(), blob) for user_id, blob in profiles.items() if blob is not None]
+    def _commit(self, blobs: list[tuple[bytes, bytes]], shared: _Shared | None, meta: dict[str, Any]) -> None:
         with self._env.begin(write=True) as transaction:
-            for user_id, blob in profiles.items():
-                if blob is None:
-                    transaction.delete(user_id.encode(), db=self._profiles_db)
+            if shared is not None:
+                self._put_shared(transaction, shared)
             # In C: a loop here would fight the event loop for the interpreter.
-            transaction.cursor(self._profiles_db).putmulti(kept)
-            for item_id, entry in heard.items():
-                if entry is None:
-                    transaction.delete(item_id.encode(), db=self._heard_db)
-                else:
-                    transaction.put(item_id.encode(), _encode_heard(entry), db=self._heard_db)
-            for user_id, names in segments.items():
-                if names:
-                    transaction.put(user_id.encode(), msgpack.packb(names), db=self._segments_db)
-                else:
-                    transaction.delete(user_id.encode(), db=self._segments_db)
-            transaction.put(_POPULARITY_KEY, counts, db=self._meta_db)
+            transaction.cursor(self._profiles_db).putmulti(blobs)
             transaction.put(_META_KEY, msgpack.packb(meta), db=self._meta_db)
 
-    def _evict(self) -> None:
-        surplus = len(self._cache) - self._cache_profiles
-        if surplus <= 0:
-            return
-        clean = [user_id for user_id in self._cache if user_id not in self._dirty]
-        for user_id in clean[:surplus]:
-            del self._cache[user_id]
-            self._settled.pop(user_id, None)
+    def _put_shared(self, transaction: Any, shared: _Shared) -> None:
+        for user_id in shared.deleted:
+            transaction.delete(user_id.encode(), db=self._profiles_db)
+        for item_id, entry in shared.heard.items():
+            if entry is None:
+                transaction.delete(item_id.encode(), db=self._heard_db)
+            else:
+                transaction.put(item_id.encode(), _encode_heard(entry), db=self._heard_db)
+        for user_id, names in shared.segments.items():
+            if names:
+                transaction.put(user_id.encode(), msgpack.packb(names), db=self._segments_db)
+            else:
+                transaction.delete(user_id.encode(), db=self._segments_db)
+        transaction.put(_POPULARITY_KEY, shared.counts, db=self._meta_db)
 
-    async def _rest(self) -> None:
-        """Lets the profiles go to rest that were read longest ago. Not while reading: one batch may read very many."""
-        while len(self._settled) > SETTLED:
-            until = time.perf_counter() + _SLICE_S
-            while len(self._settled) > SETTLED and time.perf_counter() < until:
-                self._settled.popitem(last=False)[1].rest()
-            await asyncio.sleep(0)
+    def _evict(self) -> None:
+        """Those that came first go, but for who has changed or was read of late."""
+        surplus = max(0, len(self._cache) - self._cache_profiles)
+        idle = (user_id for user_id in self._cache if user_id not in self._dirty and user_id not in self._settled)
+        for user_id in list(islice(idle, surplus)):
+            del self._cache[user_id]
+
+    def _rest(self) -> None:
+        """Lets the profiles go to rest that were read longest ago."""
+        until = time.perf_counter() + _SLICE_S
+        while len(self._settled) > self._most_settled:
+            if time.perf_counter() >= until:
+                asyncio.get_running_loop().call_soon(self._rest)
+                return
+            self._settled.popitem(last=False)[1].rest()
+        self._rests_soon = False
 
     def _read_meta(self) -> dict[str, Any]:
         with self._env.begin(db=self._meta_db) as transaction:
@@ -291,87 +330,12 @@ class ProfileStore:
         if raw is None:
             return {"lsn": 0, "landmark_s": 0.0, "folded_versions": []}
         meta: dict[str, Any] = msgpack.unpackb(raw)
-        if meta["format_version"] != FORMAT_VERSION:
+        if meta["format_version"] not in (FORMAT_VERSION, UNFINISHED_VERSION):
             raise DataFolderError(
-                f"the profile store has format version {meta['format_version']}; this server reads {FORMAT_VERSION}"
+                f"the profile store has format version {meta['format_version']}; "
+                f"this server reads {FORMAT_VERSION} and {UNFINISHED_VERSION}"
             )
         return meta
-
-
-def encode_profile(profile: Profile) -> bytes:
-    """A profile as msgpack, without what is empty. The sums of the ring are not stored: they are derived on reading."""
-    folded = profile.folded
-    pooled = profile.declared_pooled
-    body = {
-        "lsn": profile.lsn,
-        "events": profile.events.dump() if profile.events else None,
-        "undone": dict(profile.undone),
-        "folded": None
-        if folded is None
-        else (folded.landmark_s, folded.masses, folded.sums.shape[1], folded.sums.tobytes()),
-        "folded_version": profile.folded_version,
-        "folded_count": profile.folded_count,
-        "folded_newest_s": profile.folded_newest_s,
-        "folded_ids": profile.folded_ids.tobytes(),
-        "folded_items": list(profile.folded_items),
-        "folded_times_us": list(profile.folded_items.values()),
-        "counted_apart": profile.counted_apart(),
-        "segments": profile.segments,
-        "declared": profile.declared_interests,
-        "declared_pooled": None if pooled is None else (pooled.shape, pooled.tobytes()),
-        "declared_model": profile.declared_model_version,
-    }
-    packed = msgpack.packb({name: value for name, value in body.items() if value})
-    blob: bytes = msgpack.packb((PROFILE_FORMAT_VERSION, PLAIN_KEY_ID, packed))
-    return blob
-
-
-def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
-    """The inverse of encode_profile, for `space`; reads format 1 too. Raises DataFolderError for others."""
-    version, key_id, packed = msgpack.unpackb(blob)
-    if not 1 <= version <= PROFILE_FORMAT_VERSION or key_id != PLAIN_KEY_ID:
-        raise DataFolderError(
-            f"the stored profile has format version {version} and key id {key_id}; "
-            f"this server reads 1 to {PROFILE_FORMAT_VERSION} and {PLAIN_KEY_ID}"
-        )
-    body = msgpack.unpackb(packed)
-    profile = Profile(user_id, space)
-    profile.lsn = body.get("lsn", 0)
-    if version == 1:
-        events = [
-            UserEvent(user_id, event_id, kind, item_id, value, time_us)
-            for event_id, kind, item_id, value, time_us in body["events"]
-        ]
-        profile.restore(events, body.get("counted", {}))
-    else:
-        if "events" in body:
-            profile.events = EventRing.load(user_id, body["events"])
-        profile.restore([], body.get("counted_apart", {}))
-    if body.get("undone"):
-        profile.undone = body["undone"]
-    if body.get("folded") is not None:
-        landmark_s, masses, dimension, sums = body["folded"]
-        profile.folded = InterestSums(len(masses), dimension, landmark_s)
-        profile.folded.masses = list(masses)
-        profile.folded.sums = np.frombuffer(sums, dtype=np.float64).reshape(len(masses), dimension).copy()
-    profile.folded_version = body.get("folded_version", "")
-    profile.folded_count = body.get("folded_count", 0)
-    profile.folded_newest_s = body.get("folded_newest_s", 0.0)
-    if body.get("folded_items"):
-        profile.folded_ids = np.frombuffer(body["folded_ids"], dtype=np.uint64)
-        folded_items = body["folded_items"]
-        # Profiles written before each user counted once per item know no times: what they counted decays away.
-        times_us = body.get("folded_times_us", [0] * len(folded_items))
-        profile.folded_items = dict(zip(folded_items, times_us, strict=True))
-    # Profiles written before there were segments have none.
-    profile.segments = tuple(body.get("segments", ()))
-    profile.declared_interests = tuple(body.get("declared", ()))
-    if body.get("declared_pooled") is not None:
-        shape, pooled = body["declared_pooled"]
-        profile.declared_pooled = np.frombuffer(pooled, dtype=np.float32).reshape(shape)
-    profile.declared_model_version = body.get("declared_model", "")
-    profile.rederive(space)
-    return profile
 
 
 def _encode_heard(heard: Heard) -> bytes:

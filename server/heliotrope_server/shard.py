@@ -59,6 +59,7 @@ from heliotrope_server.servicers import (
 )
 from heliotrope_server.servicers.routing import Router
 from heliotrope_server.settings import ServerSettings
+from heliotrope_server.steady_clock import SteadyClock
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
@@ -118,6 +119,7 @@ class Shard:
             Embedder(encoder),
             settings.layout.clock(settings.index),
             server.engine,
+            wall_clock=SteadyClock(),
             make_retriever=device.make_retriever,
         )
         check_model(catalogue.snapshot, engine)

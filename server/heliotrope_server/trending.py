@@ -8,7 +8,6 @@ boost anew took 4.5 ms for 100,000 items, ten times a second (profile on a busy 
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_server.interest import power_of_two
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import TRENDING, LazyBoosts, LiveView, view_of
 from heliotrope_server.popularity import LivePopularity
@@ -33,7 +32,7 @@ class Trending:
         """The live terms at a time, with gamma = `weight`; to be used before the next event is applied."""
         catalogue = self._catalogue
         counts = self._popularity.row_counts
-        factor = power_of_two((self._popularity.landmark_s - time_s) / self._popularity.half_life_s)
+        factor = self._popularity.decay(time_s)
         self._catch_up(counts)
         boosts = LazyBoosts(counts, factor, weight)
         outside = weight * float(np.log1p(self._most_outside * factor))

@@ -51,7 +51,7 @@ def test_other_conditions_give_no_verdict(file: RawResults, missing: str) -> Non
 
 def test_every_peer_that_is_a_server_counts() -> None:
     def peer(name: str, kind: str, scenario: str, rate: float, p99: float) -> dict[str, Any]:
-        return {"peer": name, "kind": kind, "scenario": scenario, "ours/theirs": rate, "p99_ratio": p99}
+        return {"peer": name, "kind": kind, "scenario": scenario, "streams/theirs": rate, "streams_p99_ratio": p99}
 
     rows = [
         {"peer": "heliotrope", "kind": "server", "scenario": "streaming"},

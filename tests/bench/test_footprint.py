@@ -32,7 +32,9 @@ def test_memory_of_items_and_users(tmp_path: Path) -> None:
     assert 48.0 <= row["array_bytes_an_item"] < 51.0
     assert row["over_float32"] == pytest.approx(12 / 8, rel=0.05)
     assert row["text_bytes_an_item"] > 10.0
+    assert row["live_bytes_an_item"] > 0.0
     assert 100.0 < row["bytes_a_user"] < 100_000.0
+    assert row["bytes_a_user"] <= row["peak_bytes_a_user"] < 200_000.0
     assert 100.0 < row["stored_bytes_a_user"] < 100_000.0
     assert 20.0 < row["log_bytes_an_event"] < 200.0
 

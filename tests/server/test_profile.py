@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied, Profile
-from heliotrope_server.profile_store import decode_profile, encode_profile
+from heliotrope_server.profile_codec import decode_profile, encode_profile
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -241,7 +241,7 @@ def test_a_profile_that_was_stored_in_format_1_comes_back_the_same(space):
         space.version = version
 
 
-def test_a_profile_at_rest_with_twenty_events_takes_at_most_2_kib(space):
+def test_a_profile_at_rest_with_twenty_events_takes_at_most_1400_bytes(space):
     profiles = {}
     tracemalloc.start()
     try:
@@ -256,7 +256,7 @@ def test_a_profile_at_rest_with_twenty_events_takes_at_most_2_kib(space):
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert taken / len(profiles) <= 2048
+    assert taken / len(profiles) <= 1_400
 
 
 def test_a_profile_of_a_newer_format_is_refused(space):

@@ -126,13 +126,13 @@ async def test_after_a_failed_sync_nothing_is_acknowledged_any_more(tmp_path):
 
     def sync(descriptor):
         if not healthy:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
 
     log = RecordLog(tmp_path, sync=sync)
     await log.append(["a"], lambda lsn: lsn)
     healthy = False
     applied = []
-    with pytest.raises(StorageFailedError, match="No space left"):
+    with pytest.raises(StorageFailedError, match="Input/output error"):
         await log.append(["b"], applied.append)
     healthy = True
     with pytest.raises(StorageFailedError):

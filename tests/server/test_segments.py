@@ -8,7 +8,8 @@ from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.explanation import PRIOR
 from heliotrope_server.interest import interest_vectors
-from heliotrope_server.profile_store import ProfileStore, encode_profile
+from heliotrope_server.profile_codec import encode_profile
+from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.segments import MIN_MEMBERS, MOST_OF_ALL, RENEWED_S, SHRINKAGE, SegmentPriors
 from tests.server import worlds
 

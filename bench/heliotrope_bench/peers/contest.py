@@ -17,7 +17,7 @@ from heliotrope_bench.errors import PeerError
 from heliotrope_bench.peers.catalogue import Catalogue
 from heliotrope_bench.peers.closed_loop import Plan, Stream
 from heliotrope_bench.peers.heliotrope_engine import HeliotropeEngine
-from heliotrope_bench.peers.heliotrope_server import HeliotropeServer
+from heliotrope_bench.peers.heliotrope_server import HeliotropeServer, HeliotropeStreams
 from heliotrope_bench.peers.host import Host
 from heliotrope_bench.peers.peer import Peer, Question, Search, Site
 from heliotrope_bench.peers.truth import Recall, our_scores, peer_scores, query_vectors, recall
@@ -28,7 +28,7 @@ GRACE_S = 30.0
 """A round that takes so much longer than it should is stuck."""
 STEADY, STREAMING = "steady", "streaming"
 
-OURS = (HeliotropeServer, HeliotropeEngine)
+OURS = (HeliotropeServer, HeliotropeStreams, HeliotropeEngine)
 
 
 @dataclass

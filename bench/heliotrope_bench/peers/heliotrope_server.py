@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from heliotrope import AsyncClient, Client, Event
 from heliotrope.v1.catalog_pb2 import Item
 from heliotrope.v1.event_pb2 import EVENT_OUTCOME_REJECTED, RecordEventsRequest, RecordEventsResponse
-from heliotrope.v1.recommendation_pb2 import RecommendRequest, RecommendResponse
+from heliotrope.v1.recommendation_pb2 import (
+    RecommendRequest,
+    RecommendResponse,
+    StreamRecommendRequest,
+    StreamRecommendResponse,
+)
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.job import Server
-from heliotrope_bench.load_data import RECOMMEND, RECORD_EVENTS, record
+from heliotrope_bench.load_data import RECOMMEND, RECORD_EVENTS, STREAM_RECOMMEND, record
 from heliotrope_bench.peers.peer import COUNT, Found, NewItem, Peer, Question, Search, Site
 from heliotrope_bench.recall import SnapshotArrays, live_counts
 
@@ -109,6 +114,35 @@ class HeliotropeServer(Peer):
             await self._channel.close()
             await self._client.close()
         await asyncio.to_thread(self._exits.close)
+
+
+class HeliotropeStreams(HeliotropeServer):
+    """The same server, asked on a stream for each caller: as the peers' callers hold a connection each."""
+
+    name = "Heliotrope, streams"
+    description = "as built; gRPC, a stream for each caller"
+
+    async def load(self, vectors: NDArray[np.float32], site: Site) -> None:
+        await super().load(vectors, site)
+        open_stream: Any = self._channel.stream_stream(
+            STREAM_RECOMMEND, response_deserializer=StreamRecommendResponse.FromString
+        )
+        # A caller takes the stream that was last given back; there are as many as callers.
+        self._idle = [open_stream() for _ in range(site.callers)]
+
+    def prepare(self, question: Question, search: Search) -> bytes:
+        request = RecommendRequest(user_id=question.user_id, count=COUNT)
+        return StreamRecommendRequest(request=request).SerializeToString()
+
+    async def search(self, prepared: bytes) -> Found:
+        stream = self._idle.pop()
+        await stream.write(prepared)
+        answer = await stream.read()
+        if answer is grpc.aio.EOF or not answer.HasField("response"):
+            raise ServerLostError(f"the server ended a stream: {answer}")
+        self._idle.append(stream)
+        found = answer.response.recommendations
+        return Found([row_of(one.item_id) for one in found], [one.score for one in found])
 
 
 def item_id(row: int) -> str:

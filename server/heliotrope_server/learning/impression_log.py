@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from heliotrope_server.answerer import Answer
 from heliotrope_server.errors import LogCorruptError, StorageFailedError
 from heliotrope_server.learning.impression import Judgement
-from heliotrope_server.profile_store import PLAIN_KEY_ID
+from heliotrope_server.profile_codec import PLAIN_KEY_ID
 from heliotrope_server.record_log import Frame, RecordLog, read_log, segments
 
 RECORD_IMPRESSION = 1
@@ -93,7 +93,6 @@ class ImpressionLog:
         self._max_bytes = max_bytes
         self._log = self._open()
         self._waiting: list[list[Any]] = []
-        self._failed = False
 
     def start(self) -> None:
         self._writer = asyncio.create_task(self._write_for_ever())
@@ -104,7 +103,7 @@ class ImpressionLog:
         self._log.close()
 
     def add(self, record: list[Any]) -> None:
-        if len(self._waiting) >= MAX_WAITING or self._failed:
+        if len(self._waiting) >= MAX_WAITING or self._log.failed:
             self.dropped_count += 1
         else:
             self._waiting.append(record)
@@ -123,9 +122,9 @@ class ImpressionLog:
                 del self._waiting[:_GROUP]
                 await self._log.append(group, lambda _lsn: None)
         except StorageFailedError as error:
-            if not self._failed:
-                logger.error("impressions are no longer logged: %s", error)
-            self._failed = True
+            # Once: until the log can be written again, `add` takes nothing.
+            logger.error("impressions are not logged: %s", error)
+            self.dropped_count += len(group)
         if written:
             self._prune()
 

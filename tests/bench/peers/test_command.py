@@ -13,7 +13,7 @@ from heliotrope_bench.peers import PEERS
 from heliotrope_bench.peers.command import rows_of
 from heliotrope_bench.peers.contest import STEADY, STREAMING, Entrant
 from heliotrope_bench.peers.heliotrope_engine import HeliotropeEngine
-from heliotrope_bench.peers.heliotrope_server import HeliotropeServer
+from heliotrope_bench.peers.heliotrope_server import HeliotropeServer, HeliotropeStreams
 from heliotrope_bench.peers.peer import Search
 from heliotrope_bench.peers.pgvector import PgVector
 from heliotrope_bench.peers.truth import Recall
@@ -43,7 +43,9 @@ def test_ours_and_a_peer_answer_alike_while_events_and_items_stream_in(data, mod
     report = json.loads(out.read_text())
     rows = {(row["peer"], row.get("scenario")): row for row in report["results"]}
     expected = {
-        (kind.name, scenario) for kind in (HeliotropeServer, HeliotropeEngine) for scenario in (STEADY, STREAMING)
+        (kind.name, scenario)
+        for kind in (HeliotropeServer, HeliotropeStreams, HeliotropeEngine)
+        for scenario in (STEADY, STREAMING)
     }
     if find_spec("qdrant_edge"):
         expected |= {(PEERS[PEER].name, scenario) for scenario in (STEADY, STREAMING)}
@@ -74,18 +76,17 @@ def entrant(kind, rates: list[float], p99_ms: float) -> Entrant:
 
 @pytest.mark.parametrize(("rates", "p99_ms", "holds"), [((300, 100, 900), 5.0, True), ((299,) * 3, 5.0, False)])
 def test_ratios_are_of_the_same_round_and_say_what_holds(rates, p99_ms, holds):
-    ours, theirs = entrant(HeliotropeServer, list(rates), p99_ms), entrant(PgVector, [100.0, 25.0, 450.0], 5.0)
-    rows = {
-        (row["peer"], row["scenario"]): row
-        for row in rows_of([ours, entrant(HeliotropeEngine, [1, 1, 1], 1.0), theirs])
-    }
+    streams, theirs = entrant(HeliotropeStreams, list(rates), p99_ms), entrant(PgVector, [100.0, 25.0, 450.0], 5.0)
+    ours, engine = entrant(HeliotropeServer, [200, 50, 900], 9.0), entrant(HeliotropeEngine, [1, 1, 1], 1.0)
+    rows = {(row["peer"], row["scenario"]): row for row in rows_of([ours, streams, engine, theirs])}
     row = rows["pgvector", STREAMING]
-    assert row["ours/theirs"] == pytest.approx(
+    assert row["ours/theirs"] == pytest.approx(2.0)
+    assert row["streams/theirs"] == pytest.approx(
         sorted(our / their for our, their in zip(rates, (100, 25, 450), strict=True))[1]
     )
     assert row["holds"] is holds and "holds" not in rows["pgvector", STEADY]
-    ours.rounds[STREAMING][0]["p99_ms"] = ours.rounds[STREAMING][1]["p99_ms"] = 5.1
-    assert not rows_of([ours, entrant(HeliotropeEngine, [1, 1, 1], 1.0), theirs])[-1]["holds"]
+    streams.rounds[STREAMING][0]["p99_ms"] = streams.rounds[STREAMING][1]["p99_ms"] = 5.1
+    assert not rows_of([ours, streams, engine, theirs])[-1]["holds"]
 
 
 def test_an_unknown_peer_is_named(capsys):
