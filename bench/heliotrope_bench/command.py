@@ -48,6 +48,11 @@ COMMANDS = {
         "recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine",
     ),
     "growth": Command("ann.growth", "GrowthOptions", "what a request costs from 10,000 to a million items"),
+    "filters": Command(
+        "ann.filters",
+        "FiltersOptions",
+        "rate and recall of filtered requests, by the share of the items admitted",
+    ),
     "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
     "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
     "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),

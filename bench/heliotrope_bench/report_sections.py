@@ -154,6 +154,22 @@ SECTIONS: Mapping[str, Section] = {
             "verdict": ("verdict", ""),
         },
     ),
+    "filters": Section(
+        "Filters",
+        "Requests that may choose among a share of the items only, beside requests without a filter, in turns, one "
+        "thread; recall@10 against exact scoring of the admitted items. By chance: the filter has nothing to do with "
+        "taste; by taste: it keeps or drops whole neighbourhoods.",
+        {
+            "filter": ("filter by", ""),
+            "share": ("share admitted", ".1%"),
+            "rows": ("items admitted", ",.0f"),
+            "mode": ("queries", ""),
+            "recall": ("recall@10", ".4f"),
+            "us": ("microseconds", ",.1f"),
+            "over_unfiltered": ("over unfiltered", ".2f"),
+            "first_ms": ("first time, ms", ",.1f"),
+        },
+    ),
     "encode": Section(
         "Text encoder",
         "Texts per second, from strings to vectors, beside bare ONNX Runtime on the very same batches of tokens, in "

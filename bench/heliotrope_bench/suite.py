@@ -30,6 +30,7 @@ STEPS: dict[str, Plan] = {
     "encode": lambda options: ["--model", str(export_model(options.work)), "--source", MODEL_PACKAGE, "--rounds", "3"],
     "memory": lambda options: ["--dimension", str(DIMENSION), *_work(options)],
     "growth": lambda options: ["--rounds", "3", *_work(options)],
+    "filters": lambda options: ["--rounds", "3", *_work(options)],
     # After growth, which makes the same snapshot of a million items.
     "start": lambda options: ["--items", str(LARGEST), *_work(options)],
     "rebuild": lambda options: ["--items", "10000", "--users", "1000", *_work(options)],

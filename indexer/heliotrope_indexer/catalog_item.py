@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogItem:
@@ -15,6 +17,8 @@ class CatalogItem:
     categories: tuple[str, ...] = ()
     provider: str = ""
     """Who offers the item; not part of the text."""
+    attributes: Attributes = NO_ATTRIBUTES
+    """What filters read; not part of the text."""
 
     @property
     def text(self) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from heliotrope_indexer.attributes import NO_ATTRIBUTES
 from heliotrope_indexer.catalog_item import CatalogItem
+from heliotrope_indexer.catalogue_attributes import OBJECT_COLUMN, AttributesError, read_attributes, typed
 from heliotrope_indexer.errors import ColumnError, EmptyCatalogueError
 from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.source import Source
@@ -16,6 +19,10 @@ ALIASES = {
     "description": ("description", "overview", "gloss", "summary"),
     "categories": ("categories", "genres", "genre", "class", "tags"),
     "provider": ("provider", "seller", "publisher", "vendor"),
+    "price": ("price",),
+    "available_from": ("available_from",),
+    "available_until": ("available_until",),
+    "attributes": (OBJECT_COLUMN,),
 }
 MAX_TEXT = 32_768
 """Characters of one title or description; what lies behind an encoder's 512 tokens is never read anyway."""
@@ -23,15 +30,16 @@ MAX_TEXT = 32_768
 MAX_PROVIDER = 64
 """Characters of a provider's name that are kept: it is a name, and at most 256 bytes in the contract."""
 
+_ATTRIBUTES = {"price", "available_from", "available_until", "attributes"}
 _NO_CATEGORIES = frozenset({"(no genres listed)", "unknown", "none", "n/a"})
 
 
 def read_catalogue(source: Source, rejects: RejectLog) -> list[CatalogItem]:
     """All usable items in file order.
 
-    Rejected: `no_id`, `empty_text`, `text_too_long`, `duplicate_item` (the first row of an id wins), and
-    what the source itself cannot read. Raises EmptyCatalogueError when nothing is left, ColumnError without
-    an id or a text.
+    Rejected: `no_id`, `empty_text`, `text_too_long`, `duplicate_item` (the first row of an id wins), `bad_price`,
+    `bad_availability`, `bad_attributes`, and what the source itself cannot read. Raises EmptyCatalogueError when
+    nothing is left, ColumnError without an id or a text.
     """
     items: dict[str, CatalogItem] = {}
     layouts: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -46,7 +54,17 @@ def read_catalogue(source: Source, rejects: RejectLog) -> list[CatalogItem]:
         description = _text(values.get("description", []))
         spaced = any(name in source.list_columns for name in columns.get("categories", []))
         categories = _categories(values.get("categories", []), spaced)
-        item = CatalogItem(item_id, title, description, categories, _text(values.get("provider", []))[:MAX_PROVIDER])
+        provider = _text(values.get("provider", []))[:MAX_PROVIDER]
+        unread: AttributesError | None = None
+        try:
+            attributes = (
+                read_attributes(values, columns.get("attributes", ()))
+                if columns.keys() & _ATTRIBUTES
+                else NO_ATTRIBUTES
+            )
+        except AttributesError as error:
+            attributes, unread = NO_ATTRIBUTES, error
+        item = CatalogItem(item_id, title, description, categories, provider, attributes)
         if not item_id:
             rejects.add(source.path, row.line, "no_id", "the item id is empty", dict(row.values))
         elif item_id in items:
@@ -56,10 +74,16 @@ def read_catalogue(source: Source, rejects: RejectLog) -> list[CatalogItem]:
         elif max(len(title), len(description)) > MAX_TEXT:
             detail = f"item {item_id} has over {MAX_TEXT} characters"
             rejects.add(source.path, row.line, "text_too_long", detail, item_id)
+        elif unread is not None:
+            rejects.add(source.path, row.line, unread.reason, f"item {item_id}: {unread.detail}", dict(row.values))
         else:
             items[item_id] = item
     if not items:
         raise EmptyCatalogueError(f"{source.path} holds no usable item; rejected: {rejects.counts or 'nothing'}")
+    if source.holds_texts_only:
+        named = {name for columns in layouts.values() for name in columns.get("attributes", ())} - {OBJECT_COLUMN}
+        found = typed([item.attributes for item in items.values()], named)
+        return [replace(item, attributes=own) for item, own in zip(items.values(), found, strict=True)]
     return list(items.values())
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.errors import ColumnError
+from heliotrope_indexer.moment import unix_seconds
 from heliotrope_indexer.parameters import EVENT_TYPES
 from heliotrope_indexer.rejects import RejectLog
 from heliotrope_indexer.source import Source
@@ -167,13 +167,9 @@ def _number(text: str) -> float:
 
 def _time(text: str) -> float:
     try:
-        time = float(text)
+        time = unix_seconds(text)
     except ValueError:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise _Rejected("bad_time", f"{text[:60]!r} is neither Unix seconds nor ISO 8601") from None
-        time = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        raise _Rejected("bad_time", f"{text[:60]!r} is neither Unix seconds nor ISO 8601") from None
     if not EARLIEST_S < time < LATEST_S:
         raise _Rejected("bad_time", f"{text[:60]} is not between 1970 and 2100")
     return time

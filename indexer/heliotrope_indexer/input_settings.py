@@ -24,7 +24,11 @@ class InputSettings(BaseSettings):
 
     model: Annotated[Path, Field(description="model folder written by `heliotrope export`")]
     catalogue: Annotated[
-        Path | None, Field(description="the items: id, title, and optionally description, categories, provider")
+        Path | None,
+        Field(
+            description="the items: id, title, and optionally description, categories, provider, price, "
+            "available_from, available_until, attributes"
+        ),
     ] = None
     events: Annotated[
         list[Path],
@@ -36,8 +40,9 @@ class InputSettings(BaseSettings):
     columns: Annotated[
         str,
         Field(
-            description="catalogue columns, ours=theirs: item_id, title, description, categories; `+` joins several, "
-            "numbers count from 0 in a file without a header. Example: item_id=movieId,title=title,categories=genres"
+            description="catalogue columns, ours=theirs: item_id, title, description, categories, provider, price, "
+            "available_from, available_until, attributes; `+` joins several, numbers count from 0 in a file without a "
+            "header. Example: item_id=movieId,categories=genres,attributes=year+studio"
         ),
     ] = ""
     event_columns: Annotated[

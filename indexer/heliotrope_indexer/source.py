@@ -50,13 +50,21 @@ class Source:
         """
         return self.path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json"))
 
+    @property
+    def holds_texts_only(self) -> bool:
+        """Whether a value has no type of its own, as in CSV."""
+        return not self.may_omit_columns and not self._holds_columns
+
+    @property
+    def _holds_columns(self) -> bool:
+        return self.path.name.removesuffix(".gz").endswith((".parquet", ".pq"))
+
     def rows(self, rejects: RejectLog) -> Iterator[Row]:
         """Yields the rows. Raises SourceError when the file as a whole cannot be read."""
-        name = self.path.name.removesuffix(".gz")
         if not self.path.is_file():
             raise SourceError(f"there is no file {self.path}")
         try:
-            if name.endswith((".parquet", ".pq")):
+            if self._holds_columns:
                 yield from self._parquet()
             elif self.may_omit_columns:
                 yield from self._json_lines(rejects)

@@ -25,6 +25,17 @@ from heliotrope.errors import (
     VersionNotAvailableError,
 )
 from heliotrope.event import Event
+from heliotrope.filters import (
+    attribute_in,
+    attribute_not_in,
+    category_in,
+    category_not_in,
+    item_filter,
+    number_range,
+    provider_in,
+    provider_not_in,
+)
+from heliotrope.items import attributes_of, make_item
 from heliotrope.retry import RetryPolicy
 from heliotrope.v1.catalog_pb2 import Item
 from heliotrope.v1.recommendation_pb2 import ContributionKind, RecommendRequest, Source
@@ -52,4 +63,14 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "VersionNotAvailableError",
+    "attribute_in",
+    "attribute_not_in",
+    "attributes_of",
+    "category_in",
+    "category_not_in",
+    "item_filter",
+    "make_item",
+    "number_range",
+    "provider_in",
+    "provider_not_in",
 ]

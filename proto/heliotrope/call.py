@@ -14,6 +14,7 @@ from heliotrope.connection import AsyncStubs, Stubs
 from heliotrope.errors import ServerError, from_element
 from heliotrope.event import Event, EventTypeName, Time, new_event_id, to_timestamp
 from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, feedback_pb2, profile_pb2, recommendation_pb2
+from heliotrope.v1.filter_pb2 import ItemFilter
 
 MAX_BATCH_USERS = 256
 MAX_BATCH_EVENTS = 1_000
@@ -77,6 +78,7 @@ def recommend_request(
     version_token: str = "",
     explain: bool = False,
     request_time: Time | None = None,
+    filter: ItemFilter | None = None,
     **rules: Unpack[ListRules],
 ) -> recommendation_pb2.RecommendRequest:
     """One question. A message is passed through as it is.
@@ -101,6 +103,7 @@ def recommend_request(
         explain=explain,
         request_time=to_timestamp(request_time),
         list_rules=recommendation_pb2.ListRules(**rules) if rules else None,
+        filter=filter,
     )
 
 

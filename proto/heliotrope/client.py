@@ -17,6 +17,7 @@ from heliotrope.event import Event, EventTypeName, Time
 from heliotrope.retry import Attempts, RetryPolicy
 from heliotrope.shard_map import Router
 from heliotrope.v1 import admin_pb2, catalog_pb2, event_pb2, feedback_pb2, profile_pb2, recommendation_pb2
+from heliotrope.v1.filter_pb2 import ItemFilter
 
 Part = TypeVar("Part")
 Reply = TypeVar("Reply")
@@ -64,11 +65,13 @@ class Client:
         version_token: str = "",
         explain: bool = False,
         request_time: Time | None = None,
+        filter: ItemFilter | None = None,
         timeout_s: float | None = None,
         **rules: Unpack[ListRules],
     ) -> recommendation_pb2.RecommendResponse:
         """The best `count` items for a user; an unknown user gets what the population likes.
 
+        `filter` says which items to choose among: `item_filter(category_in("Comedy"), number_range("price", max=20))`.
         `rules` shape the list as a whole: `diversity`, `max_per_category`, ..., see heliotrope.v1.ListRules.
         """
         request = calls.recommend_request(
@@ -79,6 +82,7 @@ class Client:
             version_token=version_token,
             explain=explain,
             request_time=request_time,
+            filter=filter,
             **rules,
         )
         return self._run(calls.recommend(request), timeout_s)
@@ -91,6 +95,7 @@ class Client:
         seen: SeenPolicyName = "exclude",
         explain: bool = False,
         request_time: Time | None = None,
+        filter: ItemFilter | None = None,
         timeout_s: float | None = None,
         **rules: Unpack[ListRules],
     ) -> list[recommendation_pb2.RecommendResponse | ServerError]:
@@ -99,7 +104,9 @@ class Client:
         A user is an id, asked for with the other arguments, or a whole RecommendRequest.
         """
         requests = [
-            calls.recommend_request(user, count=count, seen=seen, explain=explain, request_time=request_time, **rules)
+            calls.recommend_request(
+                user, count=count, seen=seen, explain=explain, request_time=request_time, filter=filter, **rules
+            )
             for user in users
         ]
         self._learn_shard_map()
@@ -118,12 +125,13 @@ class Client:
         *,
         count: int = 10,
         explain: bool = False,
+        filter: ItemFilter | None = None,
         timeout_s: float = 600.0,
     ) -> Iterator[recommendation_pb2.RecommendResponse | ServerError]:
         """Asks on one stream and yields the answers in order; `timeout_s` bounds the whole stream."""
         requests = (
             recommendation_pb2.StreamRecommendRequest(
-                request=calls.recommend_request(user, count=count, explain=explain)
+                request=calls.recommend_request(user, count=count, explain=explain, filter=filter)
             )
             for user in users
         )

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_server.allowed_rows import AllowedRows, RowFilters
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
+from heliotrope_server.item_filter import ItemFilter
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -37,7 +39,9 @@ SOURCE_EXPLORE = 6
 
 
 class Question(NamedTuple):
-    """One recommendation request. `time_s` None: now; `rules` None: those of the server."""
+    """One recommendation request. `time_s` None: now; `rules` None: those of the server; `filter` None: all that is
+    available.
+    """
 
     user_id: str
     wanted: int
@@ -47,6 +51,7 @@ class Question(NamedTuple):
     explain: bool = False
     time_s: float | None = None
     rules: ListRules | None = None
+    filter: ItemFilter | None = None
 
 
 class Answer(NamedTuple):
@@ -107,6 +112,7 @@ class Answerer:
         # The exact retriever adds the boosts of all items to every score anyway.
         self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
         self._lists = ListMaker(catalogue)
+        self._filters = RowFilters(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
         self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
@@ -159,6 +165,7 @@ class Answerer:
                 question.wanted if (shape := plans[place]) is None else shape.asked,
                 self._excluded_rows(question, profiles[place]),
                 self._suggestions(profiles[place]),
+                self._allowed(question, now_s),
             )
             for place, question in enumerate(questions)
         ]
@@ -248,6 +255,13 @@ class Answerer:
             named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
             rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
         return rows
+
+    def _allowed(self, question: Question, now_s: float) -> AllowedRows | None:
+        """The rows that the filter admits. What is available "now" is as of the last tick: where windows open and close
+        all the time, a look at them costs what the catalogue is.
+        """
+        at_s = int(now_s / _TICK_S) * _TICK_S if question.time_s is None else question.time_s
+        return self._filters.allowed(question.filter, at_s)
 
     def forget(self, user_id: str) -> None:
         """Drops what is kept of a user between answers."""

@@ -6,7 +6,7 @@ reads on from where it stopped.
 
 import logging
 from array import array
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
 from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
@@ -121,6 +122,8 @@ class CatalogueChanges:
 
 def encode_upsert(entry: DeltaItem) -> list[Any]:
     item = entry.item
+    # An item without attributes is written as by a server that knew none, which can still read it.
+    attributes = [] if item.attributes == NO_ATTRIBUTES else [astuple(item.attributes)]
     return [
         UPSERT,
         item.item_id,
@@ -134,15 +137,16 @@ def encode_upsert(entry: DeltaItem) -> list[Any]:
         entry.model_version,
         item.provider,
         entry.added_s,
+        *attributes,
     ]
 
 
 def decode_upsert(record: list[Any]) -> DeltaItem:
     _, item_id, title, description, categories, pooled, residual, bias, version, model_version, *rest = record
-    # Records of a server that knew no providers end here.
-    provider, added_s = rest or ("", 0.0)
+    # Records of a server that knew no providers end here, those of items without attributes two fields later.
+    provider, added_s, *attributes = rest or ("", 0.0)
     return DeltaItem(
-        CatalogItem(item_id, title, description, tuple(categories), provider),
+        CatalogItem(item_id, title, description, tuple(categories), provider, _attributes(*attributes)),
         np.frombuffer(pooled, dtype=np.float32),
         None if residual is None else np.frombuffer(residual, dtype=np.float32),
         bias,
@@ -154,3 +158,11 @@ def decode_upsert(record: list[Any]) -> DeltaItem:
 
 def _hex(digest: int) -> str:
     return f"{digest:016x}"
+
+
+def _attributes(fields: list[Any] | None = None) -> Attributes:
+    if fields is None:
+        return NO_ATTRIBUTES
+    *scalars, texts, numbers, flags = fields
+    pairs = [tuple((key, value) for key, value in kind) for kind in (texts, numbers, flags)]
+    return Attributes(*scalars, *pairs)

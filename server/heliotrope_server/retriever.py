@@ -100,6 +100,8 @@ class ExactRetriever:
             if query.suggestions is not None:
                 row_scores[query.suggestions.rows] += query.suggestions.gains
             row_scores[query.excluded] = -np.inf
+            if query.allowed is not None:
+                row_scores[~query.allowed.mask] = -np.inf
         return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
 
 
@@ -107,18 +109,24 @@ class KernelRetriever:
     """Searches the snapshot's index and scores in one compiled call."""
 
     def __init__(self, catalogue: LiveCatalogue) -> None:
+        # Imported here: it makes rankings too.
+        from heliotrope_server.filtered import FilteredRetriever
+
         search, index = catalogue.parameters.search, catalogue.snapshot.index()
         if search is None or index is None:
             raise ValueError(f"snapshot {catalogue.version} holds no index")
         head = head_rows(catalogue.base_bias, search.head)
         self._ranking = CompiledRanking(catalogue, head)
         self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
+        self._filtered = FilteredRetriever(catalogue, index)
         # For the rare user who has seen all that is near.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        if any(query.allowed is not None for query in queries):
+            return _rank_apart(self, self._filtered, queries, live)
         best = self._ranking.best(queries, None, live, max(query.wanted for query in queries))
         # What the search leaves aside has no boost that could bring it in: its bar allows for the largest.
         return [
@@ -137,6 +145,8 @@ class FaissRetriever:
         # faiss takes 0.2 s to import and is not needed by small catalogues.
         import faiss
 
+        from heliotrope_server.filtered import FilteredRetriever
+
         search = catalogue.parameters.search
         own = catalogue.snapshot.index()
         if search is None or own is None:
@@ -151,6 +161,8 @@ class FaissRetriever:
         head = head_rows(catalogue.base_bias, search.head if index is None else 0)
         compiled = kernel_problem() is None
         self._ranking: CandidateRanking = (CompiledRanking if compiled else PlainRanking)(catalogue, head)
+        # An index that was brought knows no filters: the CPU searches its own for them.
+        self._filtered = FilteredRetriever(catalogue, own)
         # For the rare user who has seen all that the index finds.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(own).__name__)
@@ -160,6 +172,8 @@ class FaissRetriever:
         )
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        if any(query.allowed is not None for query in queries):
+            return _rank_apart(self, self._filtered, queries, live)
         # A user who has seen many items needs more candidates; grouped by power of two so that one such user does not
         # make the whole batch pay.
         groups: dict[int, list[int]] = {}
@@ -205,6 +219,16 @@ class FaissRetriever:
                 ranking = ranking._replace(certified=float(best.last_base[place]) + live.outside <= cut_off)
             rankings.append(ranking)
         return rankings
+
+
+def _rank_apart(
+    plain: "KernelRetriever | FaissRetriever", filtered: Any, queries: Sequence[Query], live: LiveView
+) -> list[Ranking]:
+    """Queries that may choose among some rows only go another way."""
+    free = [query for query in queries if query.allowed is None]
+    bound = [query for query in queries if query.allowed is not None]
+    ranked, chosen = iter(plain.rank(free, live) if free else ()), iter(filtered.rank(bound, live))
+    return [next(ranked if query.allowed is None else chosen) for query in queries]
 
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64] | None, count: int) -> Ranking:

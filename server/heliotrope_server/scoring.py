@@ -8,20 +8,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_server.allowed_rows import AllowedRows
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.neighbours import Suggestions
 
 
 class Query(NamedTuple):
-    """One user's question to the retriever: the query vector q (d,), how many rows, the rows to leave out, and what
-    the user's liked items say of their neighbours.
+    """One user's question to the retriever: the query vector q (d,), how many rows, the rows to leave out, what the
+    user's liked items say of their neighbours, and the rows to choose among (None: all).
     """
 
     vector: NDArray[np.float32]
     wanted: int
     excluded: NDArray[np.int64]
     suggestions: Suggestions | None = None
+    allowed: AllowedRows | None = None
 
 
 def item_vectors(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -53,4 +55,6 @@ def exact_scores(
     scores[np.isin(rows, query.excluded)] = -np.inf
     if live.alive is not None:
         scores[~live.alive[rows]] = -np.inf
+    if query.allowed is not None:
+        scores[~query.allowed.contains(rows)] = -np.inf
     return scores

@@ -4,11 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from heliotrope import Client, Event, Item
+from heliotrope import Client, Event, Item, attribute_in, item_filter, make_item, number_range
 from heliotrope.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
 from heliotrope.v1 import recommendation_pb2
 from heliotrope_indexer.snapshot import SnapshotStore
@@ -173,7 +174,15 @@ def test_a_long_text_is_embedded_as_far_as_the_model_reads_and_that_is_said(clie
 def test_live_items_survive_a_restart(tmp_path, folder, model_folder):
     options = ["--model", str(model_folder)]
     with running_server(folder / "store", tmp_path / "data", *options) as server, Client(server.address) as client:
-        client.upsert_items([Item(item_id="kept", title="Asteroid miners in deep space")])
+        kept = make_item(
+            "kept",
+            "Asteroid miners in deep space",
+            price=4.5,
+            available_from=datetime(2020, 5, 17, 12, 0, 0, 250_000, UTC),
+            available_until=datetime(2120, 5, 17, tzinfo=UTC),
+            attributes={"size": 42, "sale": True, "colour": "red"},
+        )
+        client.upsert_items([kept])
         client.upsert_items([Item(item_id="space-1", title="Red Planet Colony: now a love story of two bakers")])
         client.delete_items(["western-0"])
         token = client.record_event("u", "kept", "purchase")
@@ -184,6 +193,11 @@ def test_live_items_survive_a_restart(tmp_path, folder, model_folder):
         assert "western-0" not in [each.item_id for each in after.recommendations]
         assert "two bakers" in client.get_item("space-1").item.title
         assert client.serving_status().shards[0].delta_item_count == 2
+        assert client.get_item("kept").item == kept
+        asked = item_filter(number_range("price", max=4.5), attribute_in("colour", "red"))
+        assert [each.item_id for each in client.recommend("v", filter=asked).recommendations] == ["kept"]
+        late = datetime(2120, 5, 17, tzinfo=UTC)
+        assert not client.recommend("v", filter=asked, request_time=late).recommendations
 
 
 def test_live_events_reach_the_next_rebuild_and_its_snapshot_is_activated(client, folder, model_folder):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer.ann_index import build_index
+from heliotrope_indexer.attributes import NO_ATTRIBUTES
 from heliotrope_indexer.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotNotFoundError
 from heliotrope_indexer.manifest import ARRAY_FILES, ID_FILES, INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, content_hash
 from heliotrope_indexer.parameters import Parameters
@@ -251,6 +252,8 @@ def test_an_old_snapshot_still_loads() -> None:
         "thing 2 of kind 2",
     ]
     assert snapshot.item(0).provider == ""
+    assert snapshot.item(0).attributes == NO_ATTRIBUTES
+    assert len(snapshot.columns().providers().rows) == 0 and np.isnan(snapshot.columns().scalar("price")).all()
     names, codes = snapshot.provider_codes()
     assert {names[code] for code in codes} == {""}
     assert snapshot.vectors.shape == (300, 7)

@@ -10,6 +10,8 @@ import faiss
 import numpy as np
 import pytest
 
+from heliotrope_server import allowed_rows
+from heliotrope_server.allowed_rows import AllowedRows, BaseRows
 from heliotrope_server.answerer import Question
 from heliotrope_server.device_index import (
     MOST_HITS,
@@ -53,6 +55,23 @@ def device_of(catalogue, searches=None):
     return made, SearchDevice(
         "cuda", "flat", problem=lambda: None, build=lambda *_: DeviceIndex(made, most_hits=MOST_HITS["flat"])
     )
+
+
+def test_filtered_queries_are_ranked_on_the_cpu_whatever_the_device_does(served, monkeypatch):
+    monkeypatch.setattr(allowed_rows, "LISTED", 0)
+    mask = np.arange(ITEMS) % 3 == 0
+    allowed = AllowedRows(BaseRows(mask), np.empty(0, dtype=bool))
+    plain, asked, live = queries(4), [query._replace(allowed=allowed) for query in queries(8, seed=2)], view(served)
+    _, device = device_of(served)
+    device.prepare(served)
+    retriever = device.make_retriever(served)
+    mixed = retriever.rank([*asked[:4], *plain, *asked[4:]], live)
+    assert retriever.on_device
+    expected = ExactRetriever(served).rank([*asked[:4], *plain, *asked[4:]], live)
+    found = [len(set(one.rows) & set(other.rows)) / 10 for one, other in zip(mixed, expected, strict=True)]
+    assert np.mean(found) >= 0.97
+    assert all(mask[ranking.rows].all() for ranking in [*mixed[:4], *mixed[-4:]])
+    assert not all(mask[ranking.rows].all() for ranking in mixed[4:8])
 
 
 def test_through_a_flat_index_the_answers_are_exact(served):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.ann_index import train_index
+from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes, AttributeValue
 from heliotrope_indexer.index_rows import head_rows, index_rows
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
@@ -44,6 +45,7 @@ def publish(
     half_lives_s: tuple[float, ...] = (3600.0, 30 * DAY_S),
     vector_scale: float = 1.0,
     labelled: bool = False,
+    attributed: bool = False,
     young: YoungItems | None = None,
     neighbour_weight: float = 0.0,
     probability: LogOddsCurve | None = None,
@@ -52,7 +54,8 @@ def publish(
 
     With a `neighbour_weight` every item but each third names 5 others.
 
-    With `labelled` item r has the categories c(r % 7) and even or odd, and the provider p(r % 5), p0 meaning none.
+    With `labelled` item r has the categories c(r % 7) and even or odd, and the provider p(r % 5), p0 meaning none; with
+    `attributed` it has those and `attributes_of`.
     """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(scale=vector_scale, size=(items, dimension)).astype(np.float32)
@@ -77,7 +80,7 @@ def publish(
     folder = store.parent / f".draft-{seed}-{items}-{dimension}"
     write_snapshot(
         folder,
-        items=[_item(first_item + row, labelled) for row in range(items)],
+        items=[item(first_item + row, labelled=labelled, attributed=attributed) for row in range(items)],
         vectors=vectors,
         bias=bias,
         prior=rng.normal(scale=0.3, size=dimension),
@@ -100,11 +103,28 @@ def _neighbours(items: int, seed: int) -> Neighbours:
     return Neighbours(rows, strengths)
 
 
-def _item(number: int, labelled: bool) -> CatalogItem:
-    if not labelled:
+def item(number: int, *, labelled: bool = False, attributed: bool = False) -> CatalogItem:
+    if not labelled and not attributed:
         return CatalogItem(f"i{number}", f"title {number}")
     categories = (f"c{number % 7}", "odd" if number % 2 else "even")
-    return CatalogItem(f"i{number}", f"title {number}", "", categories, f"p{number % 5}" if number % 5 else "")
+    provider = f"p{number % 5}" if number % 5 else ""
+    attributes = attributes_of(number) if attributed else NO_ATTRIBUTES
+    return CatalogItem(f"i{number}", f"title {number}", "", categories, provider, attributes)
+
+
+def attributes_of(number: int) -> Attributes:
+    """Every third item has no price; one in eleven is available from 2001 on, one in thirteen before it."""
+    values: dict[str, AttributeValue] = {"year": 1900 + number % 120}
+    if number % 4:
+        values["studio"] = f"s{number % 6}"
+    if number % 10 == 0:
+        values["adult"] = number % 20 == 0
+    return Attributes.of(
+        values,
+        price=number / 10 if number % 3 else None,
+        available_from_s=1e9 if number % 11 == 0 else None,
+        available_until_s=1e9 if number % 13 == 0 and number % 11 else None,
+    )
 
 
 def catalogue(folder: Path, **settings: Any) -> LiveCatalogue:

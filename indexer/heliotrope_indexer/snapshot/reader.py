@@ -24,6 +24,7 @@ from heliotrope_indexer.manifest import (
 )
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
+from heliotrope_indexer.snapshot.item_table import ItemColumns, item_attributes
 
 if TYPE_CHECKING:
     import faiss
@@ -112,7 +113,12 @@ class Snapshot:
             self._items.column(name)[row].as_py() for name in ("title", "description", "categories")
         )
         provider = self._items.column("provider")[row].as_py() if self._has_providers else ""
-        return CatalogItem(self.item_ids[row], title, description, tuple(categories), provider)
+        attributes = item_attributes(self._items, row)
+        return CatalogItem(self.item_ids[row], title, description, tuple(categories), provider, attributes)
+
+    def columns(self) -> ItemColumns:
+        """Categories, providers and attributes of all items as arrays, read when they are asked for."""
+        return ItemColumns(self._items)
 
     def category_codes(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
         """All categories as (names, offsets (n + 1,), codes): those of row i are `codes[offsets[i]:offsets[i + 1]]`."""

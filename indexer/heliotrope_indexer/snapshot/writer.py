@@ -32,6 +32,7 @@ from heliotrope_indexer.manifest import (
 )
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import Parameters
+from heliotrope_indexer.snapshot.item_table import item_table
 
 if TYPE_CHECKING:
     import faiss
@@ -178,14 +179,6 @@ def _check_items(items: Sequence[CatalogItem], n: int) -> None:
 
 
 def _write_items(path: Path, items: Sequence[CatalogItem]) -> None:
-    table = pa.table(
-        {
-            "item_id": pa.array([item.item_id for item in items], pa.string()),
-            "title": pa.array([item.title for item in items], pa.string()),
-            "description": pa.array([item.description for item in items], pa.string()),
-            "categories": pa.array([list(item.categories) for item in items], pa.list_(pa.string())),
-            "provider": pa.array([item.provider for item in items], pa.string()),
-        }
-    )
+    table = item_table(items)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -6,6 +6,7 @@ The catalogue: what can be recommended."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -24,11 +25,36 @@ class Item(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___AttributeValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___AttributeValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ITEM_ID_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CATEGORIES_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FROM_TIME_FIELD_NUMBER: _builtins.int
+    AVAILABLE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """Id of the item, 1 to 256 bytes of UTF-8."""
     title: _builtins.str
@@ -37,9 +63,25 @@ class Item(_message.Message):
     """Longer text, embedded after the title; at most 20,000 characters."""
     provider: _builtins.str
     """Who offers the item, such as a publisher or a seller; not embedded. At most 256 bytes; empty: nobody in particular."""
+    price: _builtins.float
+    """What the item costs, a finite number from 0 on, in any one currency. Unset: it has no price."""
     @_builtins.property
     def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Categories, such as genres, at most 64; embedded after the description."""
+
+    @_builtins.property
+    def available_from_time(self) -> _timestamp_pb2.Timestamp:
+        """The item is available from this time on. Unset: it always was. Times are kept to the microsecond."""
+
+    @_builtins.property
+    def available_until_time(self) -> _timestamp_pb2.Timestamp:
+        """The item is available before this time, which is later than `available_from_time`. Unset: it always will be."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValue]:
+        """Anything else that filters may ask for, at most 64 keys of 1 to 64 bytes of UTF-8 each, none of them "price"; not
+        embedded.
+        """
 
     def __init__(
         self,
@@ -49,14 +91,52 @@ class Item(_message.Message):
         description: _builtins.str = ...,
         categories: _abc.Iterable[_builtins.str] | None = ...,
         provider: _builtins.str = ...,
+        price: _builtins.float | None = ...,
+        available_from_time: _timestamp_pb2.Timestamp | None = ...,
+        available_until_time: _timestamp_pb2.Timestamp | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "description", b"description", "item_id", b"item_id", "provider", b"provider", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "attributes", b"attributes", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "categories", b"categories", "description", b"description", "item_id", b"item_id", "price", b"price", "provider", b"provider", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
+    _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price) -> _WhichOneofReturnType__price | None: ...
 
 Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class AttributeValue(_message.Message):
+    """The value of an attribute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FLAG_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """At most 256 bytes of UTF-8."""
+    number: _builtins.float
+    """Finite."""
+    flag: _builtins.bool
+    """True or false."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        number: _builtins.float = ...,
+        flag: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "number", "flag"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___AttributeValue: _TypeAlias = AttributeValue  # noqa: Y015
 
 @_typing.final
 class UpsertItemsRequest(_message.Message):

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from heliotrope.v1 import filter_pb2 as heliotrope_dot_v1_dot_filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"heliotrope/v1/recommendation.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x02\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12.\n\x0bseen_policy\x18\x03 \x01(\x0e\x32\x19.heliotrope.v1.SeenPolicy\x12\x19\n\x11\x65xcluded_item_ids\x18\x04 \x03(\t\x12\x15\n\rversion_token\x18\x05 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x06 \x01(\x08\x12\x30\n\x0crequest_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\nlist_rules\x18\x08 \x01(\x0b\x32\x18.heliotrope.v1.ListRules\"\xfd\x01\n\tListRules\x12\x16\n\tdiversity\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0frelevance_floor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10max_per_category\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1f\n\x12max_provider_share\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\rexplore_share\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_diversityB\x12\n\x10_relevance_floorB\x13\n\x11_max_per_categoryB\x15\n\x13_max_provider_shareB\x10\n\x0e_explore_share\"\xc6\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12%\n\x06source\x18\x04 \x01(\x0e\x32\x15.heliotrope.v1.Source\x12\x30\n\x0b\x65xplanation\x18\x05 \x03(\x0b\x32\x1b.heliotrope.v1.Contribution\x12\x17\n\npropensity\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_propensity\"o\n\x0c\x43ontribution\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.heliotrope.v1.ContributionKind\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x0f\n\x07item_id\x18\x04 \x01(\t\"3\n\x0cStageTimings\x12\x10\n\x08queue_ns\x18\x01 \x01(\x03\x12\x11\n\tsearch_ns\x18\x02 \x01(\x03\"\xc0\x01\n\x11RecommendResponse\x12\x36\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1d.heliotrope.v1.Recommendation\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x17\n\x0fprofile_version\x18\x04 \x01(\t\x12,\n\x07timings\x18\x05 \x01(\x0b\x32\x1b.heliotrope.v1.StageTimings\"J\n\x15\x42\x61tchRecommendRequest\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.heliotrope.v1.RecommendRequest\"N\n\x16\x42\x61tchRecommendResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.heliotrope.v1.BatchRecommendResult\"~\n\x14\x42\x61tchRecommendResult\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .heliotrope.v1.RecommendResponseH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.ErrorH\x00\x42\t\n\x07outcome\"\x8f\x01\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x08metadata\x18\x03 \x03(\x0b\x32\".heliotrope.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x16StreamRecommendRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.heliotrope.v1.RecommendRequest\"\x81\x01\n\x17StreamRecommendResponse\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .heliotrope.v1.RecommendResponseH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.ErrorH\x00\x42\t\n\x07outcome*[\n\nSeenPolicy\x12\x1b\n\x17SEEN_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13SEEN_POLICY_EXCLUDE\x10\x01\x12\x17\n\x13SEEN_POLICY_INCLUDE\x10\x02*\x98\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_PERSONAL\x10\x01\x12\x13\n\x0fSOURCE_DECLARED\x10\x02\x12\x12\n\x0eSOURCE_POPULAR\x10\x03\x12\x12\n\x0eSOURCE_SEGMENT\x10\x04\x12\x10\n\x0cSOURCE_FRESH\x10\x05\x12\x12\n\x0eSOURCE_EXPLORE\x10\x06*\x9e\x02\n\x10\x43ontributionKind\x12!\n\x1d\x43ONTRIBUTION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONTRIBUTION_KIND_EVENT\x10\x01\x12#\n\x1f\x43ONTRIBUTION_KIND_FOLDED_EVENTS\x10\x02\x12\x1b\n\x17\x43ONTRIBUTION_KIND_PRIOR\x10\x03\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_ITEM_BIAS\x10\x04\x12%\n!CONTRIBUTION_KIND_LIVE_POPULARITY\x10\x05\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_INTERCEPT\x10\x06\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_FRESHNESS\x10\x07\x32\xac\x02\n\x15RecommendationService\x12N\n\tRecommend\x12\x1f.heliotrope.v1.RecommendRequest\x1a .heliotrope.v1.RecommendResponse\x12]\n\x0e\x42\x61tchRecommend\x12$.heliotrope.v1.BatchRecommendRequest\x1a%.heliotrope.v1.BatchRecommendResponse\x12\x64\n\x0fStreamRecommend\x12%.heliotrope.v1.StreamRecommendRequest\x1a&.heliotrope.v1.StreamRecommendResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"heliotrope/v1/recommendation.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheliotrope/v1/filter.proto\"\xb0\x02\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12.\n\x0bseen_policy\x18\x03 \x01(\x0e\x32\x19.heliotrope.v1.SeenPolicy\x12\x19\n\x11\x65xcluded_item_ids\x18\x04 \x03(\t\x12\x15\n\rversion_token\x18\x05 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x06 \x01(\x08\x12\x30\n\x0crequest_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\nlist_rules\x18\x08 \x01(\x0b\x32\x18.heliotrope.v1.ListRules\x12)\n\x06\x66ilter\x18\t \x01(\x0b\x32\x19.heliotrope.v1.ItemFilter\"\xfd\x01\n\tListRules\x12\x16\n\tdiversity\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0frelevance_floor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10max_per_category\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1f\n\x12max_provider_share\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\rexplore_share\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_diversityB\x12\n\x10_relevance_floorB\x13\n\x11_max_per_categoryB\x15\n\x13_max_provider_shareB\x10\n\x0e_explore_share\"\xc6\x01\n\x0eRecommendation\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12%\n\x06source\x18\x04 \x01(\x0e\x32\x15.heliotrope.v1.Source\x12\x30\n\x0b\x65xplanation\x18\x05 \x03(\x0b\x32\x1b.heliotrope.v1.Contribution\x12\x17\n\npropensity\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_propensity\"o\n\x0c\x43ontribution\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.heliotrope.v1.ContributionKind\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x0f\n\x07item_id\x18\x04 \x01(\t\"3\n\x0cStageTimings\x12\x10\n\x08queue_ns\x18\x01 \x01(\x03\x12\x11\n\tsearch_ns\x18\x02 \x01(\x03\"\xc0\x01\n\x11RecommendResponse\x12\x36\n\x0frecommendations\x18\x01 \x03(\x0b\x32\x1d.heliotrope.v1.Recommendation\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x17\n\x0fprofile_version\x18\x04 \x01(\t\x12,\n\x07timings\x18\x05 \x01(\x0b\x32\x1b.heliotrope.v1.StageTimings\"J\n\x15\x42\x61tchRecommendRequest\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.heliotrope.v1.RecommendRequest\"N\n\x16\x42\x61tchRecommendResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.heliotrope.v1.BatchRecommendResult\"~\n\x14\x42\x61tchRecommendResult\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .heliotrope.v1.RecommendResponseH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.ErrorH\x00\x42\t\n\x07outcome\"\x8f\x01\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x34\n\x08metadata\x18\x03 \x03(\x0b\x32\".heliotrope.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x16StreamRecommendRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.heliotrope.v1.RecommendRequest\"\x81\x01\n\x17StreamRecommendResponse\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .heliotrope.v1.RecommendResponseH\x00\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.heliotrope.v1.ErrorH\x00\x42\t\n\x07outcome*[\n\nSeenPolicy\x12\x1b\n\x17SEEN_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13SEEN_POLICY_EXCLUDE\x10\x01\x12\x17\n\x13SEEN_POLICY_INCLUDE\x10\x02*\x98\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_PERSONAL\x10\x01\x12\x13\n\x0fSOURCE_DECLARED\x10\x02\x12\x12\n\x0eSOURCE_POPULAR\x10\x03\x12\x12\n\x0eSOURCE_SEGMENT\x10\x04\x12\x10\n\x0cSOURCE_FRESH\x10\x05\x12\x12\n\x0eSOURCE_EXPLORE\x10\x06*\x9e\x02\n\x10\x43ontributionKind\x12!\n\x1d\x43ONTRIBUTION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONTRIBUTION_KIND_EVENT\x10\x01\x12#\n\x1f\x43ONTRIBUTION_KIND_FOLDED_EVENTS\x10\x02\x12\x1b\n\x17\x43ONTRIBUTION_KIND_PRIOR\x10\x03\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_ITEM_BIAS\x10\x04\x12%\n!CONTRIBUTION_KIND_LIVE_POPULARITY\x10\x05\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_INTERCEPT\x10\x06\x12\x1f\n\x1b\x43ONTRIBUTION_KIND_FRESHNESS\x10\x07\x32\xac\x02\n\x15RecommendationService\x12N\n\tRecommend\x12\x1f.heliotrope.v1.RecommendRequest\x1a .heliotrope.v1.RecommendResponse\x12]\n\x0e\x42\x61tchRecommend\x12$.heliotrope.v1.BatchRecommendRequest\x1a%.heliotrope.v1.BatchRecommendResponse\x12\x64\n\x0fStreamRecommend\x12%.heliotrope.v1.StreamRecommendRequest\x1a&.heliotrope.v1.StreamRecommendResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,38 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SEENPOLICY']._serialized_start=1806
-  _globals['_SEENPOLICY']._serialized_end=1897
-  _globals['_SOURCE']._serialized_start=1900
-  _globals['_SOURCE']._serialized_end=2052
-  _globals['_CONTRIBUTIONKIND']._serialized_start=2055
-  _globals['_CONTRIBUTIONKIND']._serialized_end=2341
-  _globals['_RECOMMENDREQUEST']._serialized_start=87
-  _globals['_RECOMMENDREQUEST']._serialized_end=348
-  _globals['_LISTRULES']._serialized_start=351
-  _globals['_LISTRULES']._serialized_end=604
-  _globals['_RECOMMENDATION']._serialized_start=607
-  _globals['_RECOMMENDATION']._serialized_end=805
-  _globals['_CONTRIBUTION']._serialized_start=807
-  _globals['_CONTRIBUTION']._serialized_end=918
-  _globals['_STAGETIMINGS']._serialized_start=920
-  _globals['_STAGETIMINGS']._serialized_end=971
-  _globals['_RECOMMENDRESPONSE']._serialized_start=974
-  _globals['_RECOMMENDRESPONSE']._serialized_end=1166
-  _globals['_BATCHRECOMMENDREQUEST']._serialized_start=1168
-  _globals['_BATCHRECOMMENDREQUEST']._serialized_end=1242
-  _globals['_BATCHRECOMMENDRESPONSE']._serialized_start=1244
-  _globals['_BATCHRECOMMENDRESPONSE']._serialized_end=1322
-  _globals['_BATCHRECOMMENDRESULT']._serialized_start=1324
-  _globals['_BATCHRECOMMENDRESULT']._serialized_end=1450
-  _globals['_ERROR']._serialized_start=1453
-  _globals['_ERROR']._serialized_end=1596
-  _globals['_ERROR_METADATAENTRY']._serialized_start=1549
-  _globals['_ERROR_METADATAENTRY']._serialized_end=1596
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1598
-  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1672
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1675
-  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1804
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2344
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=2644
+  _globals['_SEENPOLICY']._serialized_start=1877
+  _globals['_SEENPOLICY']._serialized_end=1968
+  _globals['_SOURCE']._serialized_start=1971
+  _globals['_SOURCE']._serialized_end=2123
+  _globals['_CONTRIBUTIONKIND']._serialized_start=2126
+  _globals['_CONTRIBUTIONKIND']._serialized_end=2412
+  _globals['_RECOMMENDREQUEST']._serialized_start=115
+  _globals['_RECOMMENDREQUEST']._serialized_end=419
+  _globals['_LISTRULES']._serialized_start=422
+  _globals['_LISTRULES']._serialized_end=675
+  _globals['_RECOMMENDATION']._serialized_start=678
+  _globals['_RECOMMENDATION']._serialized_end=876
+  _globals['_CONTRIBUTION']._serialized_start=878
+  _globals['_CONTRIBUTION']._serialized_end=989
+  _globals['_STAGETIMINGS']._serialized_start=991
+  _globals['_STAGETIMINGS']._serialized_end=1042
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1045
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1237
+  _globals['_BATCHRECOMMENDREQUEST']._serialized_start=1239
+  _globals['_BATCHRECOMMENDREQUEST']._serialized_end=1313
+  _globals['_BATCHRECOMMENDRESPONSE']._serialized_start=1315
+  _globals['_BATCHRECOMMENDRESPONSE']._serialized_end=1393
+  _globals['_BATCHRECOMMENDRESULT']._serialized_start=1395
+  _globals['_BATCHRECOMMENDRESULT']._serialized_end=1521
+  _globals['_ERROR']._serialized_start=1524
+  _globals['_ERROR']._serialized_end=1667
+  _globals['_ERROR_METADATAENTRY']._serialized_start=1620
+  _globals['_ERROR_METADATAENTRY']._serialized_end=1667
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_start=1669
+  _globals['_STREAMRECOMMENDREQUEST']._serialized_end=1743
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_start=1746
+  _globals['_STREAMRECOMMENDRESPONSE']._serialized_end=1875
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2415
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=2715
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from heliotrope.v1 import filter_pb2 as _filter_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -142,6 +143,7 @@ class RecommendRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
     LIST_RULES_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Id of the user, 1 to 256 bytes of UTF-8."""
     count: _builtins.int
@@ -168,6 +170,10 @@ class RecommendRequest(_message.Message):
     def list_rules(self) -> Global___ListRules:
         """Rules for the list as a whole. Unset: those of the server, which are off unless it was started with them."""
 
+    @_builtins.property
+    def filter(self) -> _filter_pb2.ItemFilter:
+        """Which items may be recommended, beside `seen_policy` and `excluded_item_ids`. Unset: all that are available."""
+
     def __init__(
         self,
         *,
@@ -179,10 +185,11 @@ class RecommendRequest(_message.Message):
         explain: _builtins.bool = ...,
         request_time: _timestamp_pb2.Timestamp | None = ...,
         list_rules: Global___ListRules | None = ...,
+        filter: _filter_pb2.ItemFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["list_rules", b"list_rules", "request_time", b"request_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "list_rules", b"list_rules", "request_time", b"request_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "excluded_item_ids", b"excluded_item_ids", "explain", b"explain", "list_rules", b"list_rules", "request_time", b"request_time", "seen_policy", b"seen_policy", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "excluded_item_ids", b"excluded_item_ids", "explain", b"explain", "filter", b"filter", "list_rules", b"list_rules", "request_time", b"request_time", "seen_policy", b"seen_policy", "user_id", b"user_id", "version_token", b"version_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,7 +387,9 @@ class RecommendResponse(_message.Message):
     """Version token of the profile that was read."""
     @_builtins.property
     def recommendations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recommendation]:
-        """Best first, within the rules of the list. Fewer than asked for only when the catalogue has no more."""
+        """Best first, within the rules of the list. Fewer than asked for only when the catalogue has no more that may be
+        recommended.
+        """
 
     @_builtins.property
     def timings(self) -> Global___StageTimings:

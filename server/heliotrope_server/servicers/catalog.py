@@ -16,6 +16,7 @@ from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import check_id
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.record_log import RecordLog
+from heliotrope_server.servicers.item_attributes import checked_attributes, lay_attributes
 from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
 
 MAX_BATCH = 256
@@ -185,17 +186,26 @@ def checked_item(message: pb.Item) -> CatalogItem:
         )
     if message.provider:
         check_id("provider", message.provider)
-    return CatalogItem(message.item_id, message.title, message.description, tuple(message.categories), message.provider)
+    return CatalogItem(
+        message.item_id,
+        message.title,
+        message.description,
+        tuple(message.categories),
+        message.provider,
+        checked_attributes(message),
+    )
 
 
 def item_message(item: CatalogItem) -> pb.Item:
-    return pb.Item(
+    message = pb.Item(
         item_id=item.item_id,
         title=item.title,
         description=item.description,
         categories=item.categories,
         provider=item.provider,
     )
+    lay_attributes(item.attributes, message)
+    return message
 
 
 def _check_size(field: str, size: int, limit: int) -> None:

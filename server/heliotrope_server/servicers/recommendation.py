@@ -11,9 +11,11 @@ from heliotrope.v1 import recommendation_pb2 as pb
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
+from heliotrope_server.item_filter import ItemFilter
 from heliotrope_server.list_rules import ListRules
 from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
+from heliotrope_server.servicers.item_filter import item_filter
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
 from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
 
@@ -67,10 +69,16 @@ class RecommendationServicer:
             asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
             for peer, places in foreign
         ]
-        outcomes = await self._engine.recommend_many([self._question(request.requests[place]) for place in own])
-        for place, outcome in zip(own, outcomes, strict=True):
+        questions: dict[int, Question] = {}
+        for place in own:
+            try:
+                questions[place] = self._question(request.requests[place])
+            except RequestError as error:
+                results[place] = _failed(error)
+        outcomes = await self._engine.recommend_many(list(questions.values()))
+        for place, outcome in zip(questions, outcomes, strict=True):
             if isinstance(outcome, RequestError):
-                results[place] = pb.BatchRecommendResult(error=error_message(outcome)).SerializeToString()
+                results[place] = _failed(outcome)
             else:
                 self._note(request.requests[place].user_id, outcome)
                 results[place] = outcome_of(encode_response(outcome))
@@ -144,7 +152,7 @@ class RecommendationServicer:
         try:
             answered = await peer.recommendations.BatchRecommend(part, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            failed = pb.BatchRecommendResult(error=error_message(relayed(peer, error))).SerializeToString()
+            failed = _failed(relayed(peer, error))
             for place in places:
                 results[place] = failed
             return
@@ -163,7 +171,8 @@ class RecommendationServicer:
         rules = None
         if request.HasField("list_rules"):
             rules = merged_rules(request.list_rules, self._engine.answerer.rules)
-        return to_question(request, rules)
+        admitted = item_filter(request.filter) if request.HasField("filter") else None
+        return to_question(request, rules, admitted)
 
 
 class _Asked(NamedTuple):
@@ -181,7 +190,7 @@ def merged_rules(message: pb.ListRules, defaults: ListRules) -> ListRules:
     return defaults._replace(**said)
 
 
-def to_question(request: pb.RecommendRequest, rules: ListRules | None) -> Question:
+def to_question(request: pb.RecommendRequest, rules: ListRules | None, admitted: ItemFilter | None) -> Question:
     return Question(
         request.user_id,
         request.count,
@@ -191,7 +200,12 @@ def to_question(request: pb.RecommendRequest, rules: ListRules | None) -> Questi
         request.explain,
         request.request_time.ToNanoseconds() / 1e9 if request.HasField("request_time") else None,
         rules,
+        admitted,
     )
+
+
+def _failed(error: RequestError) -> bytes:
+    return pb.BatchRecommendResult(error=error_message(error)).SerializeToString()
 
 
 def error_message(error: RequestError) -> pb.Error:
