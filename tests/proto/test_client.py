@@ -164,6 +164,15 @@ def test_overload_is_waited_out_when_the_server_says_how_long(connect: Connect, 
     assert caught.value.retry_after_s == 0.5
 
 
+def test_a_call_that_grpc_refused_on_the_servers_side_is_overload(connect: Connect, shards: list[Shard]) -> None:
+    client = connect(shards[0].address, direct=False)
+    shards[0].failures.append(failure(grpc.StatusCode.CANCELLED))
+    assert client.recommend("u1").request_id == "u1"
+    shards[0].failures.append(failure(grpc.StatusCode.CANCELLED))
+    with pytest.raises(heliotrope.OverloadedError):
+        client.upsert_items([Item(item_id="m1", title="one")])
+
+
 def test_a_call_without_a_server_ends_in_time(connect: Connect) -> None:
     client = connect(f"127.0.0.1:{free_port()}")
     with pytest.raises(heliotrope.UnavailableError):

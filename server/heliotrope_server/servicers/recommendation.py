@@ -67,14 +67,20 @@ class RecommendationServicer:
             asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
             for peer, places in foreign
         ]
-        outcomes = await self._engine.recommend_many([self._question(request.requests[place]) for place in own])
+        try:
+            outcomes = await self._engine.recommend_many(
+                [self._question(request.requests[place]) for place in own],
+                client=context.peer(),
+                deadline_s=_deadline_s(context),
+            )
+        finally:
+            await asyncio.gather(*passing)
         for place, outcome in zip(own, outcomes, strict=True):
             if isinstance(outcome, RequestError):
                 results[place] = pb.BatchRecommendResult(error=error_message(outcome)).SerializeToString()
             else:
                 self._note(request.requests[place].user_id, outcome)
                 results[place] = outcome_of(encode_response(outcome))
-        await asyncio.gather(*passing)
         return encode_batch(results)
 
     async def stream_recommend(
@@ -128,9 +134,7 @@ class RecommendationServicer:
         return outcome_of(self._response(asked.user_id, answer))
 
     def _asked(self, request: pb.RecommendRequest, context: Any) -> "asyncio.Future[Timed[Answer]]":
-        remaining = context.time_remaining()
-        deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
-        return self._engine.recommend(self._question(request), deadline_s=deadline_s)
+        return self._engine.recommend(self._question(request), client=context.peer(), deadline_s=_deadline_s(context))
 
     async def _pass_on(
         self,
@@ -164,6 +168,12 @@ class RecommendationServicer:
         if request.HasField("list_rules"):
             rules = merged_rules(request.list_rules, self._engine.answerer.rules)
         return to_question(request, rules)
+
+
+def _deadline_s(context: Any) -> float:
+    """The caller's deadline on the clock of time.monotonic()."""
+    remaining = context.time_remaining()
+    return float("inf") if remaining is None else time.monotonic() + float(remaining)
 
 
 class _Asked(NamedTuple):

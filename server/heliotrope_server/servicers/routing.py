@@ -15,6 +15,7 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 10.0
 UNREACHABLE = "SHARD_UNREACHABLE"
 RETRY_AFTER_S = 0.05
+"""Where gRPC itself refused a call before the peer saw it, and so the peer could not say."""
 
 
 class Router:
@@ -78,9 +79,13 @@ def relayed(peer: Peer, error: grpc.aio.AioRpcError) -> RequestError:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlinePassedError("DEADLINE_PASSED", f"shard {peer.index} did not answer in time")
+        if error.code() is grpc.StatusCode.CANCELLED:
+            return OverloadedError(
+                f"more calls wait for shard {peer.index} than it admits", retry_after_s=RETRY_AFTER_S, shard=peer.index
+            )
         return unreachable(peer)
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadedError(status.message, retry_after_s=RETRY_AFTER_S, **info.metadata)
+    if info.reason == OverloadedError.reason:
+        return OverloadedError.again(status.message, info.metadata)
     refusal = RequestError(info.reason, status.message, **info.metadata)
     refusal.code = error.code().name
     return refusal
