@@ -21,7 +21,7 @@ from heliotrope_server.event import Admission, UserEvent
 from heliotrope_server.peers import Peer
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
-from heliotrope_server.servicers.routing import UNREACHABLE, Router, relayed, remaining_s
+from heliotrope_server.servicers.routing import UNREACHABLE, Router, part_s, relayed
 from heliotrope_server.version_token import merge_tokens
 
 MAX_BATCH = 1000
@@ -68,7 +68,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         own, foreign = self._router.split(event.user_id for event in events)
         passing = [
             asyncio.create_task(
-                self._pass_on(peer, [events[place] for place in places], request.history_import, remaining_s(context))
+                self._pass_on(peer, [events[place] for place in places], request.history_import, part_s(context))
             )
             for peer, places in foreign
         ]

@@ -15,7 +15,7 @@ from heliotrope_server.list_rules import ListRules
 from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
-from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
+from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed, remaining_s
 
 MAX_BATCH = 256
 MAX_IN_FLIGHT = 64
@@ -64,7 +64,7 @@ class RecommendationServicer:
         results: list[bytes] = [b""] * size
         own, foreign = self._router.split(single.user_id for single in request.requests)
         passing = [
-            asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
+            asyncio.create_task(self._pass_on(peer, request, places, part_s(context), results))
             for peer, places in foreign
         ]
         try:

@@ -13,6 +13,7 @@ from heliotrope_server.peers import Peer, Peers
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 10.0
+PART = 0.9
 UNREACHABLE = "SHARD_UNREACHABLE"
 RETRY_AFTER_S = 0.05
 """Where gRPC itself refused a call before the peer saw it, and so the peer could not say."""
@@ -54,6 +55,13 @@ def remaining_s(context: Any) -> float:
     """Seconds until the caller's deadline; calls between shards always have one."""
     remaining = context.time_remaining()
     return DEFAULT_TIMEOUT_S if remaining is None else max(float(remaining), 0.001)
+
+
+def part_s(context: Any) -> float:
+    """Seconds for another shard's part of a call: less than the caller has left, so that the parts of the others still
+    arrive when one does not answer.
+    """
+    return PART * remaining_s(context)
 
 
 async def passed_on(peer: Peer, call: Awaitable[T]) -> T:
