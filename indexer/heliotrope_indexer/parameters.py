@@ -46,18 +46,16 @@ class SearchParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nprobe: Annotated[int, Field(ge=0)]
-    """Lists of the index that are searched; 0: the head alone is scored, which no build chooses."""
+    nprobe: Annotated[int, Field(ge=1)]
+    """Lists of the index that are searched."""
     candidates: Annotated[int, Field(ge=1)]
-    """How many hits of the index to re-score exactly on the mapped float32 vectors."""
+    """How many hits of the index FAISS's own search has re-scored exactly on the mapped float32 vectors."""
+    margin: Annotated[float, Field(ge=0.0)] = 8.0
+    """The compiled search re-scores every row whose code puts it within so many standard deviations of the codes' error
+    of the list. Rows of extreme bias or length, which many answers are, have larger errors than most: it takes 2 to 8.
+    """
     head: Annotated[int, Field(ge=0)] = 0
     """Rows of the largest bias that are scored for every query; the index holds the others."""
-
-    @model_validator(mode="after")
-    def _searches(self) -> Self:
-        if not self.nprobe and not self.head:
-            raise ValueError("nprobe 0 without a head searches nothing")
-        return self
 
 
 class YoungItems(BaseModel):

@@ -14,11 +14,13 @@ from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_view import LiveView, live_view
 from heliotrope_server.neighbours import SuggestionCache, Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
-from heliotrope_server.retriever import LiveView, Query, Ranking, Retriever, exact_scores, live_view, make_retriever
+from heliotrope_server.retriever import Ranking, Retriever, make_retriever
+from heliotrope_server.scoring import Query, exact_scores
 from heliotrope_server.segments import SegmentPriors
 from heliotrope_server.trending import Trending
 from heliotrope_server.version_token import VersionClock
@@ -132,7 +134,7 @@ class Answerer:
         self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
         self._stacked_matrices = matrices.reshape(-1, catalogue.dimension)
-        self._live: tuple[Any, LiveView] | None = None
+        self._live: tuple[Any, Any, LiveView] | None = None
 
     @property
     def retriever_description(self) -> str:
@@ -258,15 +260,21 @@ class Answerer:
         return self._suggested.of(profile)
 
     def _live_view(self, time_s: float | None, now_s: float) -> LiveView:
-        """Live terms at a time. For "now" the exact retriever has them as of the last tick; else they are exact."""
-        if self._trending is not None:
-            return self._trending.view(now_s if time_s is None else time_s, float(self.theta[0]))
+        """Live terms at a time, those for "now" as of the last tick. Without a trending list the counts for "now" are
+        of the tick too: the exact retriever works them all out.
+        """
         at_s = int(now_s / _TICK_S) * _TICK_S if time_s is None else time_s
-        exact = None if time_s is None else self._popularity.version
-        key = (at_s, exact, self.catalogue.generation, self.catalogue.revision)
+        counted = None if self._trending is None and time_s is None else self._popularity.version
+        key = (at_s, counted, self.catalogue.generation, self.catalogue.revision, id(self.catalogue.moved_rows()))
         if self._live is None or self._live[0] != key:
-            self._live = (key, live_view(self.catalogue, self._popularity.counts_at(at_s), float(self.theta[0])))
-        return self._live[1]
+            weight = float(self.theta[0])
+            if self._trending is None:
+                view = live_view(self.catalogue, self._popularity.counts_at(at_s), weight)
+            else:
+                view = self._trending.view(at_s, weight)
+            # The moved rows are held: another tuple must not get their id.
+            self._live = (key, self.catalogue.moved_rows(), view)
+        return self._live[2]
 
     def _fresh_view(self, freshness: Freshness, time_s: float | None, now_s: float) -> FreshView | None:
         """The boosts at a time, as of the last tick for "now"."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_view import LazyBoosts
 from heliotrope_server.neighbours import said_of
 from heliotrope_server.profile import Profile
-from heliotrope_server.retriever import Boosts
 
 EVENT = 1
 FOLDED_EVENTS = 2
@@ -44,7 +44,7 @@ def explain(
     catalogue: LiveCatalogue,
     scoring_matrices: NDArray[np.float32],
     rows: Sequence[int],
-    boosts: NDArray[np.float32] | Boosts,
+    boosts: NDArray[np.float32] | LazyBoosts,
     time_s: float,
     freshness: Mapping[int, float],
 ) -> list[list[Contribution]]:

@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 
 from heliotrope_server.device_index import DeviceLostError, build_device_index, device_problem
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import (
-    CandidateIndex,
-    FaissRetriever,
-    LiveView,
-    Query,
-    Ranking,
-    Retriever,
-    make_retriever,
-)
+from heliotrope_server.live_view import LiveView
+from heliotrope_server.retriever import CandidateIndex, FaissRetriever, Ranking, Retriever, make_retriever
+from heliotrope_server.scoring import Query
 from heliotrope_server.settings import Device, IndexKind
 
 CHECKED_QUERIES = 64
@@ -64,7 +58,7 @@ class SearchDevice:
             level = logging.ERROR if self._device == "cuda" else logging.INFO
             logger.log(level, "candidates are searched on the CPU: %s", problem)
             return
-        from heliotrope_indexer.ann_index import RECALL_AT_10
+        from heliotrope_indexer.ann_index import SERVED_RECALL_AT_10
 
         vectors, bias = catalogue.snapshot.vectors.view(np.ndarray), catalogue.snapshot.bias.view(np.ndarray)
         what = f"the {self._kind} index of snapshot {catalogue.version}"
@@ -74,10 +68,10 @@ class SearchDevice:
         except (DeviceLostError, RuntimeError, MemoryError) as error:
             logger.error("candidates are searched on the CPU: %s failed on the GPU: %s", what, error)
             return
-        if found < RECALL_AT_10:
+        if found < SERVED_RECALL_AT_10:
             logger.error(
                 "candidates are searched on the CPU: %s has recall@10 %.3f on the GPU, below %s",
-                *(what, found, RECALL_AT_10),
+                *(what, found, SERVED_RECALL_AT_10),
             )
             return
         self._prepared = (catalogue.version, index)
@@ -94,7 +88,7 @@ class GpuRetriever:
     """Ranks through an index on a device until that fails; from then on as the CPU does."""
 
     def __init__(self, catalogue: LiveCatalogue, index: CandidateIndex, name: str) -> None:
-        self._cpu = FaissRetriever(catalogue)
+        self._cpu = make_retriever(catalogue)
         self._device: FaissRetriever | None = FaissRetriever(catalogue, index)
         search = catalogue.parameters.search
         self.description = f"{name} candidates {search.candidates if search else 0}"

@@ -12,7 +12,9 @@ from heliotrope_server.item_labels import ItemLabels
 from heliotrope_server.list_choice import EXPLORE_POOL, Groups, choose_diverse, choose_in_order, explore
 from heliotrope_server.list_rules import ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import MAX_CANDIDATES, LiveView, Ranking, item_vectors
+from heliotrope_server.live_view import LiveView
+from heliotrope_server.retriever import MAX_CANDIDATES, Ranking
+from heliotrope_server.scoring import item_vectors
 
 MIN_CANDIDATES = 100
 CANDIDATES_PER_PLACE = 4

@@ -31,7 +31,7 @@ class ServedIds(Sequence[str]):
 
     def of(self, rows: Sequence[int]) -> list[str]:
         """The ids of rows."""
-        if not self._delta:
+        if not self._delta or max(rows, default=0) < self._base_count:
             return self._base.of(rows)
         return [self[row] for row in rows]
 

@@ -10,24 +10,11 @@ from numpy.typing import NDArray
 
 from heliotrope_server.interest import power_of_two
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_view import TRENDING, LazyBoosts, LiveView, view_of
 from heliotrope_server.popularity import LivePopularity
-from heliotrope_server.retriever import TRENDING, LiveView
 
 _REBUILD_SHARE = 0.1
 """Where more rows than this have changed, they are all looked at again."""
-
-
-class LazyBoosts:
-    """gamma * log1p(count_i(t)) of the rows (any shape) that are asked for, float32; stands in for the array (n,)."""
-
-    def __init__(self, counts: NDArray[np.float64], factor: float, weight: float) -> None:
-        self._counts, self._factor, self._weight = counts, factor, weight
-
-    def __getitem__(self, rows: NDArray[np.int64] | int | slice) -> NDArray[np.float32]:
-        boosts: NDArray[np.float32] = np.float32(self._weight) * np.log1p(
-            (self._counts[rows] * self._factor).astype(np.float32)
-        )
-        return boosts
 
 
 class Trending:
@@ -49,22 +36,8 @@ class Trending:
         factor = power_of_two((self._popularity.landmark_s - time_s) / self._popularity.half_life_s)
         self._catch_up(counts)
         boosts = LazyBoosts(counts, factor, weight)
-        moved, moved_vectors = catalogue.moved_rows()
-        trending, vectors, bias = self._gather(moved)
-        alive = catalogue.alive[: catalogue.size] if catalogue.alive_count < catalogue.size else None
-        return LiveView(
-            boosts,
-            trending,
-            vectors,
-            bias + boosts[trending],
-            weight * float(np.log1p(self._most_outside * factor)),
-            moved,
-            moved_vectors,
-            catalogue.base_bias[moved] + boosts[moved],
-            catalogue.delta_vectors,
-            catalogue.delta_bias,
-            alive,
-        )
+        outside = weight * float(np.log1p(self._most_outside * factor))
+        return view_of(catalogue, boosts, *self._gather(catalogue.moved_rows()[0]), outside)
 
     def _catch_up(self, counts: NDArray[np.float64]) -> None:
         changed, base = self._popularity.changed_rows, self._catalogue.base_count

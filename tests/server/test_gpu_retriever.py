@@ -20,7 +20,9 @@ from heliotrope_server.device_index import (
     probe,
 )
 from heliotrope_server.gpu_retriever import GpuRetriever, SearchDevice, recall_at_10
-from heliotrope_server.retriever import ExactRetriever, FaissRetriever, Query, live_view
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import ExactRetriever, make_retriever
+from heliotrope_server.scoring import Query
 from tests.end_to_end.running_server import refused_start
 from tests.server import worlds
 from tests.server.stand_in_device import Device
@@ -75,14 +77,14 @@ def test_a_lost_device_is_replaced_by_the_cpu_within_the_same_call(served, caplo
     retriever.rank(queries(3), live)
     with caplog.at_level(logging.ERROR):
         answers = [retriever.rank(queries(9), live) for _ in range(3)]
-    cpu = FaissRetriever(served).rank(queries(9), live)
+    cpu = make_retriever(served).rank(queries(9), live)
     for answer in answers:
         for found, expected in zip(answer, cpu, strict=True):
             np.testing.assert_array_equal(found.rows, expected.rows)
     assert made.asked == 3  # a device that is lost is not asked again
     assert caplog.text.count("the GPU is lost") == 1
     assert "GPU lost: Error in virtual" in retriever.description
-    assert retriever.description.startswith(FaissRetriever(served).description)
+    assert retriever.description.startswith(make_retriever(served).description)
 
 
 def test_an_error_of_ours_is_no_lost_device(served):
@@ -102,7 +104,7 @@ def test_an_index_that_finds_the_wrong_rows_is_not_served(served, caplog):
     with caplog.at_level(logging.ERROR):
         device.prepare(served)
     assert "the cagra index of snapshot" in caplog.text and "has recall@10 0." in caplog.text
-    assert isinstance(device.make_retriever(served), FaissRetriever)
+    assert not isinstance(device.make_retriever(served), GpuRetriever)
 
 
 def test_recall_counts_the_best_rows_among_the_candidates(served):
@@ -124,7 +126,7 @@ def test_without_a_gpu_the_cpu_searches_and_the_log_says_why(served, caplog, dev
         chosen.prepare(served)
     (record,) = caplog.records
     assert (record.levelno, record.message) == (level, f"candidates are searched on the CPU: {problem}")
-    assert isinstance(chosen.make_retriever(served), FaissRetriever)
+    assert not isinstance(chosen.make_retriever(served), GpuRetriever)
 
 
 def test_what_can_not_be_built_leaves_the_snapshot_to_the_cpu(served, caplog):
@@ -134,7 +136,7 @@ def test_what_can_not_be_built_leaves_the_snapshot_to_the_cpu(served, caplog):
     device = SearchDevice("auto", "ivf", problem=lambda: None, build=build)
     device.prepare(served)
     assert "the ivf index of snapshot" in caplog.text and "alloc fail" in caplog.text
-    assert isinstance(device.make_retriever(served), FaissRetriever)
+    assert not isinstance(device.make_retriever(served), GpuRetriever)
 
 
 def test_with_device_cpu_nothing_is_looked_for(served):
@@ -143,7 +145,7 @@ def test_with_device_cpu_nothing_is_looked_for(served):
 
     device = SearchDevice("cpu", "flat", problem=problem)
     device.prepare(served)
-    assert isinstance(device.make_retriever(served), FaissRetriever)
+    assert not isinstance(device.make_retriever(served), GpuRetriever)
 
 
 def test_a_small_catalogue_stays_exact(tmp_path):
@@ -157,7 +159,7 @@ def test_an_index_serves_only_the_snapshot_that_it_was_built_from(served, tmp_pa
     _, device = device_of(served)
     device.prepare(served)
     other = worlds.catalogue(tmp_path / "other", items=ITEMS, dimension=DIMENSION, with_index=True, seed=5)
-    assert isinstance(device.make_retriever(other), FaissRetriever)
+    assert not isinstance(device.make_retriever(other), GpuRetriever)
 
 
 async def test_a_server_goes_on_and_its_status_says_so(served, tmp_path):

@@ -7,9 +7,11 @@ from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.answerer import Question
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import DeltaItem
+from heliotrope_server.live_view import live_view
 from heliotrope_server.neighbours import SuggestionCache, Suggestions, speaking_items, suggestions
 from heliotrope_server.profile import Profile
-from heliotrope_server.retriever import Query, exact_scores, live_view, make_retriever
+from heliotrope_server.retriever import make_retriever
+from heliotrope_server.scoring import Query, exact_scores
 from tests.server import worlds
 
 NOW_S = 1.7e9

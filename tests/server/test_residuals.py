@@ -10,8 +10,10 @@ from heliotrope_server.activation import Activation
 from heliotrope_server.answerer import Question
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
+from heliotrope_server.live_view import live_view
 from heliotrope_server.residuals import Residuals
-from heliotrope_server.retriever import Query, exact_scores, item_vectors, live_view, make_retriever
+from heliotrope_server.retriever import make_retriever
+from heliotrope_server.scoring import Query, exact_scores, item_vectors
 from tests.server import worlds
 
 NOW_S = 1.7e9

@@ -4,18 +4,25 @@ import numpy as np
 import pytest
 
 from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server import live_view as live_view_module
 from heliotrope_server import retriever as retriever_module
 from heliotrope_server.live_catalogue import DeltaItem
-from heliotrope_server.retriever import FaissRetriever, Query, live_view, make_retriever
+from heliotrope_server.live_view import live_view
+from heliotrope_server.retriever import FaissRetriever, make_retriever
+from heliotrope_server.scoring import Query
 from tests.server import worlds
 
 ITEMS, DIMENSION = 1500, 16
 NONE = np.empty(0, dtype=np.int64)
 
 
-@pytest.fixture(params=[None, 0, 200], ids=["exact", "faiss", "head"])
-def served(request, tmp_path):
-    indexed = {} if request.param is None else {"with_index": True, "head": request.param}
+@pytest.fixture(params=["exact", "kernel", "kernel head", "plain", "plain head"])
+def served(request, tmp_path, monkeypatch):
+    """A catalogue, and the retriever that make_retriever makes of it with a compiler and without."""
+    by, *head = request.param.split()
+    indexed = {} if by == "exact" else {"with_index": True, "head": 200 if head else 0}
+    if by == "plain":
+        monkeypatch.setattr(retriever_module, "kernel_problem", lambda: "not built")
     return worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, **indexed)
 
 
@@ -127,7 +134,7 @@ def test_more_than_the_catalogue_holds_gives_all_of_it(tmp_path):
 
 
 def test_a_live_term_that_may_be_missed_is_owned_up_to_and_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(retriever_module, "TRENDING", 16)
+    monkeypatch.setattr(live_view_module, "TRENDING", 16)
     served = worlds.catalogue(tmp_path, items=ITEMS, dimension=DIMENSION, with_index=True, live_popularity_weight=10.0)
     live_counts = np.random.default_rng(0).uniform(1.0, 2.0, size=ITEMS)
     asked, live = queries(20, wanted=64), live_view(served, live_counts)
@@ -140,19 +147,3 @@ def test_a_live_term_that_may_be_missed_is_owned_up_to_and_looked_for(tmp_path, 
     assert np.mean([recall(found, scores, 64) for found, scores in zip(wide, truth, strict=True)]) > np.mean(
         [recall(found, scores, 64) for found, scores in zip(narrow, truth, strict=True)]
     )
-
-
-def test_the_head_alone_gives_the_best_of_it_and_certifies_nothing_that_it_cannot(tmp_path):
-    served = worlds.catalogue(
-        tmp_path, items=ITEMS, dimension=DIMENSION, with_index=True, head=200, live_popularity_weight=10.0
-    )
-    search = served.parameters.search.model_copy(update={"nprobe": 0})
-    served.parameters = served.parameters.model_copy(update={"search": search})
-    retriever, asked = FaissRetriever(served), queries(12)
-    head = set(np.argsort(-served.base_bias)[:200])
-    for query, ranking in zip(asked, retriever.rank(asked, live_view(served, counts(served))), strict=True):
-        scores = oracle(served, query, counts(served))
-        best = sorted(head, key=lambda row: -scores[row])[:10]
-        assert list(ranking.rows) == best
-    everywhere = np.ones(ITEMS)
-    assert not any(ranking.certified for ranking in retriever.rank(asked, live_view(served, everywhere)))

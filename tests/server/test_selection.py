@@ -1,10 +1,9 @@
 """The best of many scores against sorting them."""
 
-import faiss
 import numpy as np
 import pytest
 
-from heliotrope_server.selection import best_of_each, best_places
+from heliotrope_server.selection import best_places
 
 
 @pytest.mark.parametrize(("size", "count"), [(0, 3), (5, 3), (5, 5), (5, 9), (1_000, 10), (1_037, 16), (1_000, 300)])
@@ -25,25 +24,3 @@ def test_minus_infinity_comes_last():
     scores = np.full(1_000, -np.inf, np.float32)
     scores[[7, 900]] = 1.0, 2.0
     assert best_places(scores, 10)[:2].tolist() == [900, 7]
-
-
-@pytest.mark.parametrize("queries", [1, 5])
-@pytest.mark.parametrize("count", [10, 200])
-def test_every_query_gets_its_own_best(queries, count):
-    rng = np.random.default_rng(queries)
-    scores = rng.normal(size=(queries, 1_100)).astype(np.float32)
-    rows = rng.permuted(np.tile(np.arange(5_000), (queries, 1)), axis=1)[:, :1_100]
-    found, found_rows = best_of_each(faiss, scores, rows, count)
-    for query in range(queries):
-        order = np.argsort(-scores[query])[:count]
-        np.testing.assert_array_equal(found[query], scores[query, order])
-        np.testing.assert_array_equal(found_rows[query], rows[query, order])
-
-
-@pytest.mark.parametrize("queries", [1, 3])
-def test_too_few_scores_leave_minus_infinity(queries):
-    scores = np.full((queries, 20), -np.inf, np.float32)
-    scores[:, 4] = 1.0
-    found, rows = best_of_each(faiss, scores, np.tile(np.arange(20), (queries, 1)), 3)
-    assert found.tolist() == [[1.0, -np.inf, -np.inf]] * queries
-    assert rows[:, 0].tolist() == [4] * queries

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server import trending as module
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_view import live_view
 from heliotrope_server.popularity import LivePopularity
-from heliotrope_server.retriever import live_view
 from heliotrope_server.trending import Trending
 from tests.server import worlds
 

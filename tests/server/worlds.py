@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.index_rows import head_rows
+from heliotrope_indexer.ann_index import train_index
+from heliotrope_indexer.index_rows import head_rows, index_rows
 from heliotrope_indexer.neighbours import Neighbours
 from heliotrope_indexer.parameters import LogOddsCurve, Neighbourhood, Parameters, SearchParameters, YoungItems
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
@@ -60,12 +60,8 @@ def publish(
     horizons = len(half_lives_s)
     index, search = None, None
     if with_index:
-        padded = np.zeros((items, -(-(dimension + 1) // 4) * 4), dtype=np.float32)
-        padded[:, :dimension], padded[:, dimension] = vectors, bias
-        index = faiss.index_factory(padded.shape[1], "IVF16,Flat", faiss.METRIC_INNER_PRODUCT)
-        index.train(padded)
-        inside = np.setdiff1d(np.arange(items), head_rows(bias, head))
-        index.add_with_ids(padded[inside], inside)
+        rows = index_rows(vectors, bias)
+        index = train_index(rows, 16, rows.shape[1], head_rows(bias, head))
         search = SearchParameters(nprobe=12, candidates=64, head=head)
     parameters = Parameters(
         half_lives_s=half_lives_s,

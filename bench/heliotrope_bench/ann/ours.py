@@ -14,14 +14,15 @@ from heliotrope_indexer.index_rows import index_rows
 from heliotrope_indexer.parameters import SearchParameters
 from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.retriever import LiveView, Query, Retriever, live_view, make_retriever
+from heliotrope_server.live_view import LiveView, live_view
+from heliotrope_server.retriever import Retriever, make_retriever
+from heliotrope_server.scoring import Query
 
 OURS = "heliotrope"
 SERVED = "as served"
 """The setting that the build chose."""
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
-CANDIDATES = (32, 128, 512)
-HEADS = (256, 512, 1_024, 2_048, 4_096)
+MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 _NONE_EXCLUDED = np.empty(0, dtype=np.int64)
 
 
@@ -55,14 +56,11 @@ def our_points(snapshot: Snapshot) -> Iterator[Point]:
         raise BenchError(f"a catalogue of {len(snapshot):,} items has no index: give more than {EXACT_UP_TO:,}")
     catalogue = LiveCatalogue(snapshot)
     yield our_point(catalogue, search, SERVED)
-    for head in sorted({min(head, search.head) for head in HEADS}):
-        if head:
-            setting = SearchParameters(nprobe=0, candidates=search.candidates, head=head)
-            yield our_point(catalogue, setting, f"head {head} alone")
-        for nprobe in (value for value in NPROBES if value <= index.nlist):
-            for candidates in CANDIDATES:
-                setting = SearchParameters(nprobe=nprobe, candidates=candidates, head=head)
-                yield our_point(catalogue, setting, f"head {head} nprobe {nprobe} candidates {candidates}")
+    # Where the index leaves the head out, all of it is scored.
+    for nprobe in (value for value in NPROBES if value <= index.nlist):
+        for margin in MARGINS:
+            setting = search.model_copy(update={"nprobe": nprobe, "margin": margin})
+            yield our_point(catalogue, setting, f"head {search.head} nprobe {nprobe} margin {margin:g}")
 
 
 def our_point(catalogue: LiveCatalogue, search: SearchParameters, setting: str) -> Point:

@@ -20,7 +20,7 @@ def small_catalogues_have_an_index(monkeypatch):
 
 def test_every_setting_of_ours_and_of_faiss_is_in_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ours, "NPROBES", (1, 64))
-    monkeypatch.setattr(ours, "CANDIDATES", (64,))
+    monkeypatch.setattr(ours, "MARGINS", (3.0,))
     out = tmp_path / "ann.json"
     arguments = ["--data", "synthetic", "--items", "4000", "--dimension", "15", "--queries", "70", "--rounds", "2"]
     chosen = ["--contenders", "faiss-ivf,faiss-hnsw,faiss-flat", "--threads", "1", "--work", str(tmp_path)]

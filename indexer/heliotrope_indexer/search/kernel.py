@@ -1,0 +1,210 @@
+"""One call for a whole batch of queries: search, exact scores with all terms, exclusions, the best few.
+
+NumPy's price is by call and by candidate, and FAISS first collects a fixed number of candidates. The kernel knows the
+list in the making: it scores exactly those rows whose codes put them within some standard deviations of its end.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_indexer.search.library import BlockStruct, JobStruct, load
+from heliotrope_indexer.search.scanned_index import ScannedIndex
+
+_STAMPS = 2**32 - 2**20
+"""Stamps are 32-bit numbers, and start again before they are used up."""
+_FIRST_QUERIES, _FIRST_CELLS = 64, 1024
+
+
+class Block(NamedTuple):
+    """Rows (k,) that are scored for every query, their vectors (k, d), and what a score holds beyond taste (k,)."""
+
+    rows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    terms: NDArray[np.float32]
+
+
+class Extras(NamedTuple):
+    """What stands beside the snapshot's own vectors and biases at some moment, for n rows of which the first are its.
+
+    `boosts` (n,) or weight * log1p(counts (n,) * factor) is added to each row's score; no row but the `trending` and
+    `moved` ones has more than `outside` of it. `moved` are rows of the snapshot with another vector, `fresh` those
+    beyond it. `alive` (n,) is None when all rows are.
+    """
+
+    size: int
+    boosts: NDArray[np.float32] | None = None
+    counts: NDArray[np.float64] | None = None
+    factor: float = 1.0
+    weight: float = 0.0
+    outside: float = 0.0
+    moved: Block | None = None
+    fresh: Block | None = None
+    trending: Block | None = None
+    alive: NDArray[np.bool_] | None = None
+    head_boosts: NDArray[np.float32] | None = None
+
+
+class Best(NamedTuple):
+    """The best rows of m queries (m, k) with their scores (m, k), best first; `sizes` (m,) of them are there.
+
+    `last_base` (m,) is the least taste and bias of what was found elsewhere for each, infinity where that was nothing.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    sizes: NDArray[np.int64]
+    last_base: NDArray[np.float32]
+
+
+class SearchKernel:
+    """Over the vectors (n, d) and biases (n,) of one snapshot. Not for two threads at once."""
+
+    def __init__(
+        self, vectors: NDArray[np.float32], bias: NDArray[np.float32], head: NDArray[np.int64], intercept: float = 0.0
+    ) -> None:
+        """`head` are the rows that are scored for every query. Raises OSError where there is no kernel."""
+        self._library = load()
+        self._vectors, self._bias = vectors, bias
+        self._head, self._head_vectors, self._head_bias = head, vectors[head], bias[head]
+        self._job = JobStruct(d=vectors.shape[1], base_count=len(vectors), intercept=intercept)
+        self._job.vectors, self._job.bias = _address(vectors), _address(bias)
+        self._reference = ctypes.byref(self._job)
+        self._size = self._most = self._cells = 0
+        self._scanned: ScannedIndex | None = None
+        self.use(Extras(len(vectors)))
+
+    def scan(self, index: ScannedIndex, probes: int, margin: float, *, portable: bool = False) -> None:
+        """From now on searches the `probes` nearest lists of an index, for rows whose codes put them within `margin`
+        standard deviations of the codes' error of the list in the making.
+
+        `portable` scans as on processors that have no instructions for it. Raises ValueError for an index of other
+        vectors.
+        """
+        if index.row_count() > self._job.base_count:
+            raise ValueError(f"the index names row {index.row_count() - 1} of a snapshot of {self._job.base_count}")
+        job = self._job
+        if index.pointers.width <= job.d:
+            raise ValueError(f"the index has {index.pointers.width} columns, too few for {job.d} dimensions and a bias")
+        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, index.pointers.error)
+        self._scanned = index
+        self._most = 0  # the queries get the columns of the index
+        self._closeness = np.empty(index.lists, dtype=np.float32)
+        self._order = np.empty(index.lists, dtype=np.int64)
+        self._places = np.empty(index.longest, dtype=np.int32)
+        self._sums = np.empty(index.longest, dtype=np.uint16)
+        job.index, job.probes, job.margin = ctypes.addressof(index.pointers), min(probes, index.lists), margin
+        job.portable = portable
+        job.closeness, job.order = _address(self._closeness), _address(self._order)
+        job.places, job.sums = _address(self._places), _address(self._sums)
+
+    def use(self, extras: Extras) -> None:
+        """From now on scores with these."""
+        job = self._job
+        if extras.size > self._size:
+            self._size = extras.size + extras.size // 4
+            self._stamps = np.zeros(self._size, dtype=np.uint32)
+            self._gain_of = np.zeros(self._size, dtype=np.float32)
+            job.stamp, job.stamps, job.gain_of = 0, _address(self._stamps), _address(self._gain_of)
+        job.boosts, job.counts = _maybe(extras.boosts), _maybe(extras.counts)
+        job.factor, job.weight, job.outside = extras.factor, extras.weight, extras.outside
+        for name in ("moved", "fresh", "trending"):
+            block = getattr(extras, name)
+            setattr(job, name, BlockStruct() if block is None else _struct(block))
+        terms = self._head_bias if extras.head_boosts is None else self._head_bias + extras.head_boosts
+        head = Block(self._head, self._head_vectors, terms)
+        job.head, job.alive = _struct(head), _maybe(extras.alive)
+        # Held for as long as the job points into them.
+        self._held = extras, head
+
+    def best(
+        self,
+        vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32],
+        wanted: int,
+        excluded: Sequence[NDArray[np.int64]],
+        *,
+        found: NDArray[np.int64] | None = None,
+        suggested: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None = None,
+        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+    ) -> Best:
+        """The best `wanted` for each of m queries q (d,); ties go to the smaller row.
+
+        `excluded` are the rows that each query must not get. `found` (m, c) are candidates from elsewhere, -1 for none.
+        `suggested` are rows of all queries, one query after the other, where each one's end, and what their scores
+        gain. `allowed` (n,) are the only rows that a query may get.
+        """
+        job, m = self._job, len(vectors)
+        if m > self._most or m * wanted > self._cells:
+            self._make_room(m, m * wanted)
+        asked, d = self._asked, job.d
+        for place in range(m):
+            asked[place, :d] = vectors[place]
+        if m == 1:
+            left_out = excluded[0]
+            self._ends[0] = len(left_out)
+        else:
+            left_out, self._ends[:m] = joined(excluded)
+        if job.stamp > _STAMPS:
+            self._stamps[:] = 0
+            job.stamp = 0
+        job.queries, job.wanted, job.excluded = m, wanted, _address(left_out)
+        job.found_each, job.found = (0, None) if found is None else (found.shape[1], _address(found))
+        if suggested is None:
+            job.suggested_ends = self._zeros_at
+        else:
+            rows, suggested_ends, gains = suggested
+            job.suggested, job.suggested_ends, job.gains = _address(rows), _address(suggested_ends), _address(gains)
+        if allowed is None:
+            job.allowed = None
+        else:
+            masks = np.array([0 if mask is None else _address(mask) for mask in allowed], dtype=np.uint64)
+            job.allowed = _address(masks)
+        self._library.heliotrope_rank(self._reference)
+        return Best(
+            self._best_rows[: m * wanted].reshape(m, wanted).copy(),
+            self._best_scores[: m * wanted].reshape(m, wanted).copy(),
+            self._sizes[:m].copy(),
+            self._last_base[:m].copy(),
+        )
+
+    def _make_room(self, queries: int, cells: int) -> None:
+        """Arrays for so many queries and results, which are used again and again: their addresses cost microseconds."""
+        job = self._job
+        self._most, self._cells = max(queries, _FIRST_QUERIES), max(cells, _FIRST_CELLS)
+        width = job.d if self._scanned is None else self._scanned.pointers.width
+        self._asked = np.zeros((self._most, width), dtype=np.float32)
+        if width > job.d:
+            self._asked[:, job.d] = 1.0
+        self._ends, self._zeros = (np.zeros(self._most, dtype=np.int64) for _ in range(2))
+        self._best_rows = np.empty(self._cells, dtype=np.int64)
+        self._best_scores = np.empty(self._cells, dtype=np.float32)
+        self._sizes = np.empty(self._most, dtype=np.int64)
+        self._last_base = np.empty(self._most, dtype=np.float32)
+        job.asked, job.asked_step, job.excluded_ends = _address(self._asked), width, _address(self._ends)
+        job.best_rows, job.best_scores = _address(self._best_rows), _address(self._best_scores)
+        job.sizes, job.last_base = _address(self._sizes), _address(self._last_base)
+        self._zeros_at = _address(self._zeros)
+
+
+def joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All rows, one part after the other, and where each part ends."""
+    return np.concatenate(parts), np.cumsum([len(part) for part in parts])
+
+
+def _struct(block: Block) -> BlockStruct:
+    return BlockStruct(len(block.rows), _address(block.rows), _address(block.vectors), _address(block.terms))
+
+
+def _maybe(array: NDArray[Any] | None) -> int | None:
+    return None if array is None else _address(array)
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where a contiguous array begins."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"an array of the strides {array.strides} is not contiguous")
+    address: int = array.__array_interface__["data"][0]
+    return address

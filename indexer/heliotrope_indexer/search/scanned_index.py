@@ -1,0 +1,60 @@
+"""The arrays of a FAISS index that the compiled kernel scans by itself (ivf_scan.h)."""
+
+import ctypes
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope_indexer.search.library import IvfStruct
+
+_MOST_SUBQUANTISERS, _MOST_COLUMNS, _BLOCK = 128, 1024, 32
+
+
+class ScannedIndex:
+    """Points into an index, which it holds, and says how long its longest list is."""
+
+    def __init__(self, index: Any) -> None:
+        """Raises ValueError for an index of another kind than the kernel reads."""
+        # What downcast_index returns does not keep what it was given.
+        self._index, index = index, faiss.downcast_index(index)
+        problem = _problem(index)
+        if problem is not None:
+            raise ValueError(f"the kernel cannot scan this index: {problem}")
+        quantizer: Any = faiss.downcast_index(index.quantizer)
+        lists, product, width = index.nlist, index.pq, index.d
+        flat = faiss.rev_swig_ptr(quantizer.get_xb(), lists * width).reshape(lists, width)
+        self._centroids = np.array(flat, dtype=np.float32)
+        self._codebook = faiss.vector_to_array(product.centroids).astype(np.float32)
+        inverted = index.invlists
+        every = range(lists)
+        self._sizes = np.array([inverted.list_size(number) for number in every], dtype=np.int64)
+        self._codes = np.array([int(inverted.get_codes(number)) for number in every], dtype=np.uint64)
+        self._rows = np.array([int(inverted.get_ids(number)) for number in every], dtype=np.uint64)
+        self._error = np.zeros(width, dtype=np.float32)
+        self.lists, self.longest = lists, int(self._sizes.max(initial=0))
+        self.pointers = IvfStruct(lists, product.M, product.dsub, width)
+        for name in ("centroids", "codebook", "codes", "rows", "sizes", "error"):
+            setattr(self.pointers, name, getattr(self, f"_{name}").ctypes.data)
+
+    def row_count(self) -> int:
+        """One more than the largest row number in the lists."""
+        largest = -1
+        for address, size in zip(self._rows.tolist(), self._sizes.tolist(), strict=True):
+            if size:
+                rows: NDArray[np.int64] = np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(address))
+                largest = max(largest, int(rows.max()))
+        return largest + 1
+
+
+def _problem(index: Any) -> str | None:
+    if not isinstance(index, faiss.IndexIVFPQFastScan):
+        return f"it is a {type(index).__name__}"
+    if not isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlatIP):
+        return f"its quantiser is a {type(faiss.downcast_index(index.quantizer)).__name__}"
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.by_residual:
+        return "its codes are not residuals of inner products"
+    if index.bbs != _BLOCK or index.pq.M > _MOST_SUBQUANTISERS or index.d > _MOST_COLUMNS:
+        return f"it has blocks of {index.bbs}, {index.pq.M} sub-quantisers and {index.d} columns"
+    return None
