@@ -173,6 +173,13 @@ def test_a_call_that_grpc_refused_on_the_servers_side_is_overload(connect: Conne
         client.upsert_items([Item(item_id="m1", title="one")])
 
 
+async def test_calls_that_come_together_share_one_connection(shards: list[Shard]) -> None:
+    async with heliotrope.AsyncClient(shards[0].address) as client:
+        await client.recommend(next(user for user in USERS if owner(user) == 0))  # learns the map
+        await asyncio.gather(*(client.recommend(user) for user in USERS * 10))
+        assert len(client._stubs) == 2 and not client._connecting
+
+
 def test_a_call_without_a_server_ends_in_time(connect: Connect) -> None:
     client = connect(f"127.0.0.1:{free_port()}")
     with pytest.raises(heliotrope.UnavailableError):
