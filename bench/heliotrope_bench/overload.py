@@ -3,7 +3,7 @@
 First a sweep finds the highest rate at which all but one in a hundred calls are answered within their deadline. Then
 come rounds of 1, 2 and 5 times that rate, each followed by another second of rest: goodput, which counts calls answered
 within the deadline, what became of the others, and how long both took. At last the same flood comes from one client
-beside a polite one, which asks a tenth of the highest rate on a connection of its own.
+beside polite ones, which together ask a tenth of the highest rate, each on a connection of its own.
 """
 
 import tempfile
@@ -50,7 +50,8 @@ FIRST_RATE, STEP = 250.0, 1.25
 """Of the sweep, calls per second; a rate that fails ends it."""
 REST_S = 1.0
 """Before each case, for what the last one left waiting."""
-POLITE_SHARE = 0.1
+POLITE_SHARE, POLITE_CONNECTIONS = 0.1, 8
+"""Some end in the lane of the flood and some beside it, by chance: see LANES of the server."""
 EVENTS_PER_USER, EVENTS_PER_CALL = 20, 5
 
 Positive = Annotated[float, Field(gt=0)]
@@ -171,10 +172,10 @@ class _Overload:
         return row
 
     def _beside(self, rate: float, polite_rate: float) -> list[dict[str, Any]]:
-        """A flood over one connection, and a polite client beside it."""
-        self._console.print("a flood beside a polite client ...", style="dim")
-        names = ["flood over one connection", "polite client beside it"]
-        sources = [_Source(rate, self._options.record_share, 1), _Source(polite_rate, 0.0, 1)]
+        """A flood over one connection, and polite clients beside it."""
+        self._console.print("a flood beside polite clients ...", style="dim")
+        names = ["flood over one connection", "polite clients beside it"]
+        sources = [_Source(rate, self._options.record_share, 1), _Source(polite_rate, 0.0, POLITE_CONNECTIONS)]
         return self._measured(names, sources)
 
     def _measured(self, cases: Sequence[str], sources: Sequence[_Source]) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ SECTIONS: Mapping[str, Section] = {
         "More than a server can answer",
         "Calls with a deadline are sent at random moments, whether or not earlier ones are answered. The highest rate "
         "is the last of a sweep at which 99 of 100 are answered in time; goodput counts only those. Then come "
-        "multiples of that rate in turns, and a flood over one connection beside a polite client with one of its own.",
+        "multiples of that rate in turns, and a flood over one connection beside polite clients with their own.",
         {
             "case": ("case", ""),
             "offered_per_s": ("offered per second", ",.0f"),

@@ -63,7 +63,7 @@ from heliotrope_server.settings import ServerSettings
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
-LANES = 4
+LANES = 2
 """gRPC servers in which the connections of clients end, chosen by the system at random. Each has calls of its own that
 wait to be taken, in turn with those of the others: a client that floods one lane keeps out only who is in it too."""
 PENDING_OPTIONS = [

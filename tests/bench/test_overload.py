@@ -11,7 +11,7 @@ from tests.server.worlds import publish
 SHORT = ["--duration-s", "0.6", "--warm-up-s", "0.2", "--rounds", "1", "--users", "40", "--server-cpus", ""]
 
 
-def test_multiples_of_a_rate_and_a_flood_beside_a_polite_client(tmp_path: Path) -> None:
+def test_multiples_of_a_rate_and_a_flood_beside_polite_clients(tmp_path: Path) -> None:
     publish(tmp_path / "store", items=60)
     out = tmp_path / "overload.json"
     flags = ["--rate", "60", "--times", "1", "--times", "3", "--deadline-ms", "5000", *SHORT, "--out", str(out)]
