@@ -65,7 +65,7 @@ class MicroBatcher(Generic[Q, R]):
         self._waiting = 0
         self._scheduled = False
         self._last_end_ns = 0
-        self._question_s = 0.0
+        self._busy_s = self._answered = self._question_s = 0.0
 
     def submit(self, question: Q, *, client: str = "", deadline_s: float = float("inf")) -> "asyncio.Future[Timed[R]]":
         """The answer to be of one question. `deadline_s` is on the clock of time.monotonic()."""
@@ -161,7 +161,10 @@ class MicroBatcher(Generic[Q, R]):
         end_ns = time.perf_counter_ns()
         # Since the last batch where one followed the other: what taking questions in and replies out costs counts too.
         busy_ns = end_ns - max(self._last_end_ns, batch[0].arrived_ns)
-        self._question_s += NEWEST_SHARE * (busy_ns / len(batch) / 1e9 - self._question_s)
+        # Both fade alike, so that a full batch, where a question costs least, counts for as many questions as it holds.
+        self._busy_s += NEWEST_SHARE * (busy_ns / 1e9 - self._busy_s)
+        self._answered += NEWEST_SHARE * (len(batch) - self._answered)
+        self._question_s = self._busy_s / self._answered
         self._last_end_ns = end_ns
         work_ns = end_ns - start_ns
         for entry, result in zip(batch, results, strict=True):
