@@ -27,6 +27,9 @@ COMMANDS = {
         "suite", "SuiteOptions", "what a nightly run measures: the commands of the machinery, and their page"
     ),
     "load": Command("load", "LoadOptions", "rate, latency, errors and recall of a server under an open-loop load"),
+    "overload": Command(
+        "overload", "OverloadOptions", "goodput, refusals and fairness at up to five times the highest rate"
+    ),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
     "peers": Command(
         "peers.command",

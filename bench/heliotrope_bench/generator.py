@@ -105,9 +105,14 @@ def ready() -> None:
 
 def generate(load: Load) -> Outcome:
     """Runs one generator to its end; called in a process of its own."""
-    if load.cpus is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, load.cpus)
+    pin(load.cpus)
     return asyncio.run(_Generator(load).run())
+
+
+def pin(cpus: tuple[int, ...] | None) -> None:
+    """Keeps this process to these cores, where the system can do that; None: it may run on any."""
+    if cpus is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
 
 
 class _Generator:

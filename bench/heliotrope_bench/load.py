@@ -168,6 +168,11 @@ def parse_cpus(text: str) -> tuple[int, ...] | None:
     return cpus
 
 
+def free_cpus(taken: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The cores that a server on these leaves to us; None: there are none, or it may run on any."""
+    return None if taken is None else tuple(sorted(os.sched_getaffinity(0) - set(taken))) or None
+
+
 @dataclass(frozen=True)
 class _Closed:
     """A case of the closed loop: `concurrency` callers, or `streams` on which so many questions are under way.
@@ -191,8 +196,8 @@ class LoadBench:
         self._server = server
         self._console = console
         self._load_cpus = parse_cpus(options.load_cpus)
-        if self._load_cpus is None and server.cpus is not None:
-            self._load_cpus = tuple(sorted(os.sched_getaffinity(0) - set(server.cpus))) or None
+        if self._load_cpus is None:
+            self._load_cpus = free_cpus(server.cpus)
         with Client(server.address, timeout_s=60.0) as client:
             item_ids = [item.item_id for item in client.list_items()]
         self.item_count = len(item_ids)

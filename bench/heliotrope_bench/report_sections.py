@@ -81,6 +81,26 @@ SECTIONS: Mapping[str, Section] = {
             "errors": ("errors", ".0f"),
         },
     ),
+    "overload": Section(
+        "More than a server can answer",
+        "Calls with a deadline are sent at random moments, whether or not earlier ones are answered. The highest rate "
+        "is the last of a sweep at which 99 of 100 are answered in time; goodput counts only those. Then come "
+        "multiples of that rate in turns, and a flood over one connection beside polite clients with their own.",
+        {
+            "case": ("case", ""),
+            "offered_per_s": ("offered per second", ",.0f"),
+            "goodput_per_s": ("in time per second", ",.0f"),
+            "of_highest": ("of the highest", ".0%"),
+            "of_highest_by_cpu": ("of it, by CPU", ".0%"),
+            "late": ("late", ".1%"),
+            "refused": ("refused", ".1%"),
+            "p50_ms": ("p50, ms", ",.1f"),
+            "p99_ms": ("p99, ms", ",.1f"),
+            "refusal_p99_ms": ("p99 of refusals, ms", ",.1f"),
+            "server_cpu": ("cores used", ".0%"),
+            "generator_cpu": ("busiest generator", ".0%"),
+        },
+    ),
     "shards": Section(
         "Several shards beside one",
         "A client that knows which shard owns which user asks one shard, and several, each with a core of its own, in "

@@ -50,6 +50,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         self._stubs: dict[str, AsyncStubs] = {}
+        self._connecting: dict[str, asyncio.Task[AsyncStubs]] = {}
 
     async def recommend(
         self,
@@ -298,6 +299,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections; calls in progress are cancelled."""
+        for connecting in list(self._connecting.values()):
+            connecting.cancel()
         stubs, self._stubs = list(self._stubs.values()), {}
         for stub in stubs:
             await stub.channel.close()
@@ -354,6 +357,14 @@ class AsyncClient:
         stubs = self._stubs.get(address)
         if stubs is not None:
             return stubs
+        # Calls that come together make one connection, and wait for it together.
+        connecting = self._connecting.get(address)
+        if connecting is None:
+            connecting = self._connecting[address] = asyncio.create_task(self._connect(address))
+            connecting.add_done_callback(lambda _: self._connecting.pop(address, None))
+        return await asyncio.shield(connecting)
+
+    async def _connect(self, address: str) -> AsyncStubs:
         channel = (
             grpc.aio.secure_channel(address, self._credentials, self._options)
             if self._credentials
@@ -366,9 +377,8 @@ class AsyncClient:
                 await channel.close()
                 self._router.failed(address)
                 return await self._stubs_of(self._router.entry)
-            if address in self._stubs:
-                await channel.close()
-        return self._stubs.setdefault(address, AsyncStubs(channel))
+        self._stubs[address] = AsyncStubs(channel)
+        return self._stubs[address]
 
     async def _in_parallel(self, work: Callable[[list[int]], Awaitable[Part]], groups: list[list[int]]) -> list[Part]:
         return list(await asyncio.gather(*(work(group) for group in groups)))

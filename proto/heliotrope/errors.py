@@ -7,7 +7,7 @@ HeliotropeError
     ├── NotFoundError           the item, or the snapshot, does not exist
     ├── FailedPreconditionError the server's state does not allow it
     │   └── VersionNotAvailableError    a version token that the server can't satisfy
-    ├── OverloadedError         refused early; `retry_after_s` says when to try again
+    ├── OverloadedError         refused early; `retry_after_s` says when to try again, where the server could say
     ├── UnavailableError        no server, or the owner of the user is down
     ├── DeadlineExceededError   no answer in time; for RecordEvents the outcome is unknown
     ├── UnsupportedError        the server does not know the method
@@ -75,7 +75,11 @@ class VersionNotAvailableError(FailedPreconditionError):
 
 
 class OverloadedError(ServerError):
-    """Refused early because too much waits; `retry_after_s` says when to try again."""
+    """Refused early because too much waits; `retry_after_s` says when to try again.
+
+    Without a `retry_after_s` and with the code CANCELLED it was the server's gRPC that refused, before the server saw
+    the call, or that gave up the calls of a server that stopped: then it may have been carried out.
+    """
 
 
 class UnavailableError(ServerError):
@@ -125,7 +129,9 @@ def from_element(error: Error) -> ServerError:
             kind = NotFoundError
         else:
             kind = ServerError
-    return kind(error.message, reason=reason, metadata=dict(error.metadata))
+    after_ms = error.metadata.get("retry_after_ms")
+    retry_after_s = None if after_ms is None else int(after_ms) / 1000
+    return kind(error.message, reason=reason, metadata=dict(error.metadata), retry_after_s=retry_after_s)
 
 
 _KIND_OF_CODE: Mapping[grpc.StatusCode, type[ServerError]] = {
@@ -134,6 +140,8 @@ _KIND_OF_CODE: Mapping[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    # No call of these clients is cancelled here, so it was there: see OverloadedError.
+    grpc.StatusCode.CANCELLED: OverloadedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,

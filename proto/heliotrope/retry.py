@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from grpc import StatusCode
+
 from heliotrope.errors import OverloadedError, ServerError, UnavailableError
 
 
@@ -54,8 +56,9 @@ class Attempts:
     def delay_after(self, failure: ServerError) -> float | None:
         """Seconds to wait before the next attempt, or None when the failure is final.
 
-        UNAVAILABLE is retried when the call is idempotent: it may have been carried out. A refusal for
-        overload that names a delay was not carried out, so every call is retried, after that delay.
+        UNAVAILABLE, and CANCELLED by a server whose queue was full, are retried when the call is idempotent: it may
+        have been carried out. A refusal for overload that names a delay was not carried out, so every call is retried,
+        after that delay.
         """
         self._made += 1
         if self._made >= self._policy.max_attempts:
@@ -64,6 +67,6 @@ class Attempts:
         delay = self._uniform(0.0, backoff)
         if isinstance(failure, OverloadedError) and failure.retry_after_s is not None:
             delay += failure.retry_after_s
-        elif not (isinstance(failure, UnavailableError) and self._idempotent):
+        elif not (self._idempotent and (isinstance(failure, UnavailableError) or failure.code is StatusCode.CANCELLED)):
             return None
         return delay if self._clock() + delay < self._deadline else None

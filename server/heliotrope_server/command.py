@@ -58,7 +58,7 @@ class ServeOptions(BaseSettings):
     )
     max_waiting_requests: int = Field(
         _DEFAULTS.max_waiting_requests,
-        description="requests that may wait in a shard before more are refused",
+        description="requests that may wait in a shard before more are refused, half of them of one client",
     )
     learn_online: bool = Field(
         False, description="learn the scoring weights from feedback, behind guard rails (docs/decisions/0006)"

@@ -186,16 +186,23 @@ class Engine:
 
     # -- recommendations ------------------------------------------------------------------------------------------
 
-    def recommend(self, question: Question, *, deadline_s: float = float("inf")) -> asyncio.Future[Timed[Answer]]:
+    def recommend(
+        self, question: Question, *, client: str = "", deadline_s: float = float("inf")
+    ) -> asyncio.Future[Timed[Answer]]:
         """The answer to be of one question, in the next micro-batch. `deadline_s` is on the clock of time.monotonic().
 
-        Raises the RequestError of a question that can't be.
+        Clients take turns. Raises the RequestError of a question that can't be, and OverloadedError.
         """
         self._check_question(question)
-        return self._batcher.submit(question, deadline_s=deadline_s)
+        return self._batcher.submit(question, client=client, deadline_s=deadline_s)
 
-    async def recommend_many(self, questions: Sequence[Question]) -> list[Answer | RequestError]:
-        """Answers many questions without queueing them one by one; an error stands in the place of its question."""
+    async def recommend_many(
+        self, questions: Sequence[Question], *, client: str = "", deadline_s: float = float("inf")
+    ) -> list[Answer | RequestError]:
+        """Answers many questions in micro-batches; an error stands in the place of its question.
+
+        Raises OverloadedError for all together.
+        """
         outcomes: dict[int, Answer | RequestError] = {}
         sound = []
         for place, question in enumerate(questions):
@@ -204,10 +211,14 @@ class Engine:
                 sound.append(place)
             except RequestError as error:
                 outcomes[place] = error
-        for start in range(0, len(sound), _MAX_BATCH):
-            places = sound[start : start + _MAX_BATCH]
-            outcomes.update(zip(places, self.answerer.answer([questions[place] for place in places]), strict=True))
-            await asyncio.sleep(0)
+        asked = self._batcher.submit_all([questions[place] for place in sound], client=client, deadline_s=deadline_s)
+        for place, answer in zip(sound, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, RequestError):
+                outcomes[place] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                outcomes[place] = answer.result
         return [outcomes[place] for place in range(len(questions))]
 
     def _check_question(self, question: Question) -> None:

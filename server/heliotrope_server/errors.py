@@ -21,6 +21,7 @@ ServerError
     └── PortInUseError
 """
 
+import math
 from collections.abc import Mapping
 
 
@@ -93,13 +94,23 @@ class WeightsUnchangedError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """More requests wait than the shard admits; try again after `retry_after_s`."""
+    """More waits than the shard admits, and nothing of the request was done; try again after `retry_after_s`.
+
+    The delay is in the metadata too, as whole milliseconds: an element of a batch or stream has no other place for it.
+    """
 
     code = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
 
     def __init__(self, message: str, *, retry_after_s: float, **metadata: object) -> None:
-        super().__init__("OVERLOADED", message, **metadata)
+        super().__init__(self.reason, message, **metadata, retry_after_ms=math.ceil(retry_after_s * 1000))
         self.retry_after_s = retry_after_s
+
+    @classmethod
+    def again(cls, message: str, metadata: Mapping[str, str]) -> "OverloadedError":
+        """The refusal that another shard sent with this message and metadata."""
+        facts = dict(metadata)
+        return cls(message, retry_after_s=int(facts.pop("retry_after_ms")) / 1000, **facts)
 
 
 class DeadlinePassedError(RequestError):

@@ -3,6 +3,11 @@
 Idle, a question is worked on at once. Under load the event loop turns a few times more before a batch starts, for as
 long as that brings in questions that have already reached the socket: gRPC hands them over one turn at a time, so
 without this every batch holds one question (`docs/decisions/0001-micro-batches.md`).
+
+Nobody waits in vain: a question that would be answered after its deadline is refused when it comes. Nor does anybody
+wait for another's flood: clients take turns, and each may have as many questions waiting as there are places left for
+all others, so that a newcomer always finds one (A. K. Choudhury, E. L. Hahne, "Dynamic queue length thresholds for
+shared-memory packet switches", 1998).
 """
 
 import asyncio
@@ -18,6 +23,9 @@ BARREN_TURNS = 20
 """Turns of the event loop without a new question after which a batch starts; a turn takes microseconds."""
 BUSY_NS = 5_000_000
 """A question that comes this soon after a batch is taken to have company."""
+NEWEST_SHARE = 0.1
+"""Weight of the newest batch in the measured time of a question."""
+LEAST_RETRY_S = 0.01
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -41,8 +49,9 @@ class _Entry(NamedTuple, Generic[Q, R]):
 class MicroBatcher(Generic[Q, R]):
     """`work` answers a batch of questions in order; it runs on the event loop and must take milliseconds at most.
 
-    More than `max_waiting` questions are refused with OverloadedError; one whose deadline has passed by the time its
-    batch starts is dropped before any work. An exception of `work` reaches every caller of the batch.
+    At most `max_waiting` questions wait; what does not fit, or would be too late, is refused with OverloadedError. One
+    whose deadline has passed by the time its batch starts all the same is dropped before any work. An exception of
+    `work` reaches every caller of the batch.
     """
 
     def __init__(
@@ -51,30 +60,58 @@ class MicroBatcher(Generic[Q, R]):
         self._work = work
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[_Entry[Q, R]] = deque()
+        # By client, in the order of their turns; a client without a waiting question is not there.
+        self._queues: dict[str, deque[_Entry[Q, R]]] = {}
+        self._waiting = 0
         self._scheduled = False
         self._last_end_ns = 0
+        self._busy_s = self._answered = self._question_s = 0.0
 
-    def submit(self, question: Q, *, deadline_s: float = float("inf")) -> "asyncio.Future[Timed[R]]":
+    def submit(self, question: Q, *, client: str = "", deadline_s: float = float("inf")) -> "asyncio.Future[Timed[R]]":
         """The answer to be of one question. `deadline_s` is on the clock of time.monotonic()."""
-        if len(self._waiting) >= self._max_waiting:
+        return self.submit_all([question], client=client, deadline_s=deadline_s)[0]
+
+    def submit_all(
+        self, questions: Sequence[Q], *, client: str = "", deadline_s: float = float("inf")
+    ) -> "list[asyncio.Future[Timed[R]]]":
+        """The answers to be of questions that one client asks at once: all are admitted or none."""
+        queue = self._queues.get(client)
+        self._admit(len(questions), 0 if queue is None else len(queue), deadline_s)
+        loop, now_ns = asyncio.get_running_loop(), time.perf_counter_ns()
+        entries = [_Entry(question, deadline_s, now_ns, loop.create_future()) for question in questions]
+        if queue is None:
+            self._queues[client] = deque(entries)
+        else:
+            queue.extend(entries)
+        self._waiting += len(entries)
+        if not self._scheduled and entries:
+            self._scheduled = True
+            busy = now_ns - self._last_end_ns < BUSY_NS
+            loop.call_soon(self._gather, loop, self._waiting, 0 if busy else BARREN_TURNS)
+        return [entry.future for entry in entries]
+
+    def _admit(self, count: int, own: int, deadline_s: float) -> None:
+        """Refuses questions of a client that has `own` waiting, unless they fit and will be in time."""
+        # A batch that is larger than all places is admitted when nobody waits, or it never would be.
+        if self._waiting and own + count > self._max_waiting - self._waiting:
             raise OverloadedError(
-                f"{len(self._waiting)} requests wait; at most {self._max_waiting} are admitted",
-                retry_after_s=0.05,
+                f"{self._waiting} questions wait, {own} of them this client's; it may have as many as there are places "
+                f"left of {self._max_waiting}",
+                retry_after_s=max(LEAST_RETRY_S, self._waiting * self._question_s),
                 limit=self._max_waiting,
             )
-        loop = asyncio.get_running_loop()
-        entry = _Entry(question, deadline_s, time.perf_counter_ns(), loop.create_future())
-        self._waiting.append(entry)
-        if not self._scheduled:
-            self._scheduled = True
-            busy = entry.arrived_ns - self._last_end_ns < BUSY_NS
-            loop.call_soon(self._gather, loop, 1, 0 if busy else BARREN_TURNS)
-        return entry.future
+        wait_s, left_s = self._waiting * self._question_s, deadline_s - time.monotonic()
+        if 0.0 < left_s < wait_s:
+            raise OverloadedError(
+                f"{self._waiting} questions wait, which takes {wait_s:.3f} s; the deadline is in {left_s:.3f} s",
+                retry_after_s=max(LEAST_RETRY_S, wait_s - left_s),
+                value=f"{wait_s:.3f}",
+                limit=f"{left_s:.3f}",
+            )
 
     def _gather(self, loop: asyncio.AbstractEventLoop, before: int, barren: int) -> None:
         """Turns the event loop until a batch is full or nothing more comes in."""
-        waiting = len(self._waiting)
+        waiting = self._waiting
         if waiting > before:
             barren = 0
         if barren >= BARREN_TURNS or waiting >= self._max_batch:
@@ -89,7 +126,7 @@ class MicroBatcher(Generic[Q, R]):
         start_ns, now_s = time.perf_counter_ns(), time.monotonic()
         batch: list[_Entry[Q, R]] = []
         while self._waiting and len(batch) < self._max_batch:
-            entry = self._waiting.popleft()
+            entry = self._next()
             if entry.future.done():
                 continue  # the caller has gone
             if entry.deadline_s < now_s:
@@ -104,6 +141,16 @@ class MicroBatcher(Generic[Q, R]):
         if batch:
             self._answer(batch, start_ns)
 
+    def _next(self) -> _Entry[Q, R]:
+        """Takes one question of the client whose turn it is."""
+        client, queue = next(iter(self._queues.items()))
+        del self._queues[client]
+        entry = queue.popleft()
+        if queue:
+            self._queues[client] = queue
+        self._waiting -= 1
+        return entry
+
     def _answer(self, batch: list[_Entry[Q, R]], start_ns: int) -> None:
         try:
             results = self._work([entry.question for entry in batch])
@@ -111,7 +158,14 @@ class MicroBatcher(Generic[Q, R]):
             for entry in batch:
                 entry.future.set_exception(error)
             return
-        self._last_end_ns = time.perf_counter_ns()
-        work_ns = self._last_end_ns - start_ns
+        end_ns = time.perf_counter_ns()
+        # Since the last batch where one followed the other: what taking questions in and replies out costs counts too.
+        busy_ns = end_ns - max(self._last_end_ns, batch[0].arrived_ns)
+        # Both fade alike, so that a full batch, where a question costs least, counts for as many questions as it holds.
+        self._busy_s += NEWEST_SHARE * (busy_ns / 1e9 - self._busy_s)
+        self._answered += NEWEST_SHARE * (len(batch) - self._answered)
+        self._question_s = self._busy_s / self._answered
+        self._last_end_ns = end_ns
+        work_ns = end_ns - start_ns
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(Timed(result, start_ns - entry.arrived_ns, work_ns))

@@ -27,7 +27,7 @@ class EngineSettings(BaseModel):
     checkpoint_interval_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds between checkpoints of the profiles; bounds the log to replay after a crash."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 2048
-    """Recommendation requests that may wait in one shard; more are refused."""
+    """Recommendation requests that may wait in one shard, half of them of one client; more are refused."""
     diversity: Annotated[float, Field(ge=0, le=1)] = NO_RULES.diversity
     """Of lists whose request says nothing else; as in heliotrope.v1.ListRules, like the next four."""
     relevance_floor: Annotated[float, Field(ge=0, le=1)] = NO_RULES.relevance_floor

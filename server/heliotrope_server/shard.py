@@ -36,6 +36,7 @@ from heliotrope.v1 import (
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
+from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.gpu_retriever import SearchDevice
@@ -63,6 +64,17 @@ from heliotrope_server.steady_clock import SteadyClock
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
+LANES = 2
+"""gRPC servers in which the connections of clients end, chosen by the system at random. Each has calls of its own that
+wait to be taken, in turn with those of the others: a client that floods one lane keeps out only who is in it too."""
+PENDING_OPTIONS = [
+    # Calls of a method that wait in a lane to be taken. From the first number on gRPC refuses more and more of them,
+    # without Python: a refusal in Python costs half of an answer (docs/decisions/0018-overload.md).
+    ("grpc.server.max_pending_requests", 128),
+    ("grpc.server.max_pending_requests_hard_limit", 160),
+]
+INTAKE_BYTES = 32 << 20
+"""Of events that may wait for the disk of a shard, and of texts for its encoder."""
 SWITCH_INTERVAL_S = 0.0005
 
 _SERVICES = [
@@ -130,16 +142,23 @@ class Shard:
         engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()
 
-        internal = self._grpc_server(engine, activation, store, peers, catalogue_log, public=False)
+        events, texts = ByteGate("the disk", INTAKE_BYTES), ByteGate("the encoder", INTAKE_BYTES)
+        add_services = partial(self._add_services, engine, activation, store, peers, catalogue_log, events, texts)
+        # What another shard passes on was admitted there, over one connection.
+        internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
+        add_services([internal], public=False)
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
-        public = self._grpc_server(engine, activation, store, peers, catalogue_log, public=True)
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, public)
-        reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], public)
-        self._listen(public)
+        options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
+        lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
+        add_services(lanes, public=True)
+        for lane in lanes:
+            health_pb2_grpc.add_HealthServicer_to_server(health_servicer, lane)
+            reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], lane)
+            self._listen(lane)
 
-        await internal.start()
-        await public.start()
+        for each in [internal, *lanes]:
+            await each.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
@@ -157,7 +176,7 @@ class Shard:
         # In this order: tell load balancers, let running calls finish, then close what they used.
         watch.cancel()
         await health_servicer.enter_graceful_shutdown()
-        await public.stop(server.drain_s)
+        await asyncio.gather(*(lane.stop(server.drain_s) for lane in lanes))
         await internal.stop(server.drain_s)
         exchange.cancel()
         if forward is not None:
@@ -199,29 +218,32 @@ class Shard:
             return None
         return asyncio.create_task(forward_for_ever(learning, leader))
 
-    def _grpc_server(
+    def _add_services(
         self,
         engine: Engine,
         activation: Activation,
         store: SnapshotStore,
         peers: Peers,
         catalogue_log: RecordLog | None,
+        events: ByteGate,
+        texts: ByteGate,
+        servers: list[Any],
         *,
         public: bool,
-    ) -> Any:
-        options = [*MESSAGE_OPTIONS, ("grpc.so_reuseport", int(public))]
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+    ) -> None:
+        """Adds one set of servicers to all of these servers."""
         router = Router(peers, forward=public)
-        addresses = self._settings.addresses
-        RecommendationServicer(engine, router).add_to(server)
-        event_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(engine, router), server)
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(engine, router), server)
-        profile_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileServicer(engine, router), server)
-        catalog_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(engine, router, catalogue_log), server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(engine, activation, store, peers, addresses, whole_server=public), server
-        )
-        return server
+        recommendation, event = RecommendationServicer(engine, router), EventServicer(engine, router, events)
+        feedback, profile = FeedbackServicer(engine, router), ProfileServicer(engine, router, texts)
+        catalog = CatalogServicer(engine, router, catalogue_log, texts)
+        admin = AdminServicer(engine, activation, store, peers, self._settings.addresses, whole_server=public)
+        for server in servers:
+            recommendation.add_to(server)
+            event_pb2_grpc.add_EventServiceServicer_to_server(event, server)
+            feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+            profile_pb2_grpc.add_ProfileServiceServicer_to_server(profile, server)
+            catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
     def _listen(self, server: Any) -> None:
         settings = self._settings.server

@@ -164,6 +164,22 @@ def test_overload_is_waited_out_when_the_server_says_how_long(connect: Connect, 
     assert caught.value.retry_after_s == 0.5
 
 
+def test_a_call_that_grpc_refused_on_the_servers_side_is_overload(connect: Connect, shards: list[Shard]) -> None:
+    client = connect(shards[0].address, direct=False)
+    shards[0].failures.append(failure(grpc.StatusCode.CANCELLED))
+    assert client.recommend("u1").request_id == "u1"
+    shards[0].failures.append(failure(grpc.StatusCode.CANCELLED))
+    with pytest.raises(heliotrope.OverloadedError):
+        client.upsert_items([Item(item_id="m1", title="one")])
+
+
+async def test_calls_that_come_together_share_one_connection(shards: list[Shard]) -> None:
+    async with heliotrope.AsyncClient(shards[0].address) as client:
+        await client.recommend(next(user for user in USERS if owner(user) == 0))  # learns the map
+        await asyncio.gather(*(client.recommend(user) for user in USERS * 10))
+        assert len(client._stubs) == 2 and not client._connecting
+
+
 def test_a_call_without_a_server_ends_in_time(connect: Connect) -> None:
     client = connect(f"127.0.0.1:{free_port()}")
     with pytest.raises(heliotrope.UnavailableError):

@@ -1,4 +1,5 @@
 import pytest
+from grpc import StatusCode
 
 from heliotrope.errors import InternalError, OverloadedError, UnavailableError
 from heliotrope.retry import Attempts, RetryPolicy
@@ -27,7 +28,13 @@ def test_what_may_have_been_done_is_not_done_twice() -> None:
 def test_overload_is_retried_only_with_a_delay_and_never_before_it() -> None:
     refusal = OverloadedError("full", retry_after_s=3.0)
     assert attempts(idempotent=False, initial_backoff_s=0.5).delay_after(refusal) == 3.5
-    assert attempts().delay_after(OverloadedError("message too large")) is None
+    assert attempts().delay_after(OverloadedError("message too large", code=StatusCode.RESOURCE_EXHAUSTED)) is None
+
+
+def test_a_call_that_the_servers_queue_had_no_place_for_is_retried_when_it_may_be_done_twice() -> None:
+    refusal = OverloadedError("CANCELLED", code=StatusCode.CANCELLED)
+    assert attempts(initial_backoff_s=0.5).delay_after(refusal) == 0.5
+    assert attempts(idempotent=False).delay_after(refusal) is None
 
 
 def test_no_retry_waits_past_the_deadline() -> None:

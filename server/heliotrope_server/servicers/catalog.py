@@ -10,6 +10,7 @@ from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import catalog_pb2 as pb
 from heliotrope.v1 import catalog_pb2_grpc
 from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.catalogue_log import DELETE, encode_upsert
 from heliotrope_server.engine import MAX_COUNT, MAX_TEXT, Engine, check_text
 from heliotrope_server.errors import InvalidArgumentError
@@ -28,12 +29,15 @@ PEER_TIMEOUT_S = 5.0
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
-    """`log` is the catalogue log on the shard that writes it, None on the others."""
+    """`log` is the catalogue log on the shard that writes it, None on the others; `gate` bounds the texts that wait for
+    this shard's encoder, and the items among them for the disk.
+    """
 
-    def __init__(self, engine: Engine, router: Router, log: RecordLog | None) -> None:
+    def __init__(self, engine: Engine, router: Router, log: RecordLog | None, gate: ByteGate) -> None:
         self._engine = engine
         self._router = router
         self._log = log
+        self._gate = gate
         self._writing = asyncio.Lock()
 
     async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:
@@ -46,13 +50,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             )
         if len({item.item_id for item in items}) < len(items):
             raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
-        async with self._writing:
-            entries, truncated = await self._embedded(items)
-            replaced = sum(self._engine.knows_item(item.item_id) for item in items)
-            await self._write([encode_upsert(entry) for entry in entries], context)
-        return pb.UpsertItemsResponse(
-            created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
-        )
+        with self._gate.hold(request.ByteSize()):
+            async with self._writing:
+                return await self._upsert(items, context)
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Any) -> pb.DeleteItemsResponse:
         _check_size("item_ids", len(request.item_ids), MAX_BATCH)
@@ -112,7 +112,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
                 value=request.count,
                 limit=MAX_COUNT,
             )
-        pooled = await self._engine.embedder.embed([request.query])
+        with self._gate.hold(request.ByteSize()):
+            pooled = await self._engine.embedder.embed([request.query])
         catalogue = self._engine.catalogue
         query = catalogue.project(pooled)[0]
         found = await asyncio.to_thread(catalogue.nearest, query, request.count)
@@ -120,6 +121,14 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             matches=[
                 pb.ItemMatch(item=item_message(catalogue.item(row)), similarity=similarity) for row, similarity in found
             ]
+        )
+
+    async def _upsert(self, items: list[CatalogItem], context: Any) -> pb.UpsertItemsResponse:
+        entries, truncated = await self._embedded(items)
+        replaced = sum(self._engine.knows_item(item.item_id) for item in items)
+        await self._write([encode_upsert(entry) for entry in entries], context)
+        return pb.UpsertItemsResponse(
+            created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
         )
 
     async def _embedded(self, items: list[CatalogItem]) -> tuple[list[DeltaItem], list[str]]:

@@ -8,10 +8,12 @@ import grpc
 
 from heliotrope.v1 import event_pb2 as pb
 from heliotrope.v1 import event_pb2_grpc
+from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.engine import Engine, EventFate
 from heliotrope_server.errors import (
     InvalidArgumentError,
     ItemNotFoundError,
+    OverloadedError,
     RequestError,
     ShardUnreachableError,
 )
@@ -19,7 +21,7 @@ from heliotrope_server.event import Admission, UserEvent
 from heliotrope_server.peers import Peer
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
-from heliotrope_server.servicers.routing import UNREACHABLE, Router, relayed, remaining_s
+from heliotrope_server.servicers.routing import UNREACHABLE, Router, part_s, relayed
 from heliotrope_server.version_token import merge_tokens
 
 MAX_BATCH = 1000
@@ -30,9 +32,12 @@ Batch = pb.RecordEventsRequest | pb.StreamEventsRequest
 
 
 class EventServicer(event_pb2_grpc.EventServiceServicer):
-    def __init__(self, engine: Engine, router: Router) -> None:
+    """`gate` bounds the events that wait for the disk of this shard, whoever sent them."""
+
+    def __init__(self, engine: Engine, router: Router, gate: ByteGate) -> None:
         self._engine = engine
         self._router = router
+        self._gate = gate
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Any) -> pb.RecordEventsResponse:
         return await self._record_all(request, context)
@@ -58,16 +63,17 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                 limit=MAX_BATCH,
             )
         if self._router.alone:
-            return await self._record(events, request.history_import)
+            with self._gate.hold(request.ByteSize()):
+                return await self._record(events, request.history_import)
         own, foreign = self._router.split(event.user_id for event in events)
         passing = [
             asyncio.create_task(
-                self._pass_on(peer, [events[place] for place in places], request.history_import, remaining_s(context))
+                self._pass_on(peer, [events[place] for place in places], request.history_import, part_s(context))
             )
             for peer, places in foreign
         ]
         try:
-            answers = [await self._record([events[place] for place in own], request.history_import)]
+            answers = [await self._record_own([events[place] for place in own], request.history_import)]
         finally:
             # Also when this shard's log fails: what the others acknowledge is not cancelled half-way.
             passed = await asyncio.gather(*passing)
@@ -79,9 +85,19 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         if all(result.error.reason == UNREACHABLE for result in results):
             # Nothing was done: said as a status, so that clients try again by themselves.
             raise ShardUnreachableError(UNREACHABLE, results[0].error.message, **results[0].error.metadata)
+        if all(result.error.reason == OverloadedError.reason for result in results):
+            raise OverloadedError.again(results[0].error.message, results[0].error.metadata)
         return pb.RecordEventsResponse(
             results=results, version_token=merge_tokens([answer.version_token for answer in answers])
         )
+
+    async def _record_own(self, messages: Sequence[pb.Event], history_import: bool) -> pb.RecordEventsResponse:
+        """Records this shard's part of a batch; a refusal for overload stands at each event, as those of others do."""
+        try:
+            with self._gate.hold(sum(message.ByteSize() for message in messages)):
+                return await self._record(messages, history_import)
+        except OverloadedError as error:
+            return pb.RecordEventsResponse(results=[_rejected(message.event_id, error) for message in messages])
 
     async def _record(self, messages: Sequence[pb.Event], history_import: bool) -> pb.RecordEventsResponse:
         """Records the events of this shard."""

@@ -7,6 +7,7 @@ import grpc
 
 from heliotrope.v1 import event_pb2, profile_pb2_grpc
 from heliotrope.v1 import profile_pb2 as pb
+from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.engine import Engine, check_segments
 from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import UserEvent, check_id
@@ -17,9 +18,12 @@ UPDATABLE = ("declared_interests", "segments")
 
 
 class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
-    def __init__(self, engine: Engine, router: Router) -> None:
+    """`gate` bounds the texts that wait for this shard's encoder."""
+
+    def __init__(self, engine: Engine, router: Router, gate: ByteGate) -> None:
         self._engine = engine
         self._router = router
+        self._gate = gate
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Any) -> pb.GetProfileResponse:
         check_id("user_id", request.user_id)
@@ -47,7 +51,8 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         # Both are checked before one is stored.
         check_segments(request.segments)
         if "declared_interests" in fields:
-            await self._engine.declare(request.user_id, list(request.declared_interests))
+            with self._gate.hold(request.ByteSize()):
+                await self._engine.declare(request.user_id, list(request.declared_interests))
         if "segments" in fields:
             await self._engine.set_segments(request.user_id, list(request.segments))
         return pb.UpdateProfileResponse(profile=self._message(self._engine.profile(request.user_id)))

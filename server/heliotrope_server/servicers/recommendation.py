@@ -17,7 +17,7 @@ from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
 from heliotrope_server.servicers.item_filter import item_filter
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
-from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
+from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed, remaining_s
 
 MAX_BATCH = 256
 MAX_IN_FLIGHT = 64
@@ -66,7 +66,7 @@ class RecommendationServicer:
         results: list[bytes] = [b""] * size
         own, foreign = self._router.split(single.user_id for single in request.requests)
         passing = [
-            asyncio.create_task(self._pass_on(peer, request, places, remaining_s(context), results))
+            asyncio.create_task(self._pass_on(peer, request, places, part_s(context), results))
             for peer, places in foreign
         ]
         questions: dict[int, Question] = {}
@@ -75,14 +75,18 @@ class RecommendationServicer:
                 questions[place] = self._question(request.requests[place])
             except RequestError as error:
                 results[place] = _failed(error)
-        outcomes = await self._engine.recommend_many(list(questions.values()))
+        try:
+            outcomes = await self._engine.recommend_many(
+                list(questions.values()), client=context.peer(), deadline_s=_deadline_s(context)
+            )
+        finally:
+            await asyncio.gather(*passing)
         for place, outcome in zip(questions, outcomes, strict=True):
             if isinstance(outcome, RequestError):
                 results[place] = _failed(outcome)
             else:
                 self._note(request.requests[place].user_id, outcome)
                 results[place] = outcome_of(encode_response(outcome))
-        await asyncio.gather(*passing)
         return encode_batch(results)
 
     async def stream_recommend(
@@ -136,9 +140,7 @@ class RecommendationServicer:
         return outcome_of(self._response(asked.user_id, answer))
 
     def _asked(self, request: pb.RecommendRequest, context: Any) -> "asyncio.Future[Timed[Answer]]":
-        remaining = context.time_remaining()
-        deadline_s = float("inf") if remaining is None else time.monotonic() + remaining
-        return self._engine.recommend(self._question(request), deadline_s=deadline_s)
+        return self._engine.recommend(self._question(request), client=context.peer(), deadline_s=_deadline_s(context))
 
     async def _pass_on(
         self,
@@ -173,6 +175,12 @@ class RecommendationServicer:
             rules = merged_rules(request.list_rules, self._engine.answerer.rules)
         admitted = item_filter(request.filter) if request.HasField("filter") else None
         return to_question(request, rules, admitted)
+
+
+def _deadline_s(context: Any) -> float:
+    """The caller's deadline on the clock of time.monotonic()."""
+    remaining = context.time_remaining()
+    return float("inf") if remaining is None else time.monotonic() + float(remaining)
 
 
 class _Asked(NamedTuple):

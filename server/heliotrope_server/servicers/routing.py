@@ -13,8 +13,10 @@ from heliotrope_server.peers import Peer, Peers
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 10.0
+PART = 0.9
 UNREACHABLE = "SHARD_UNREACHABLE"
 RETRY_AFTER_S = 0.05
+"""Where gRPC itself refused a call before the peer saw it, and so the peer could not say."""
 
 
 class Router:
@@ -55,6 +57,13 @@ def remaining_s(context: Any) -> float:
     return DEFAULT_TIMEOUT_S if remaining is None else max(float(remaining), 0.001)
 
 
+def part_s(context: Any) -> float:
+    """Seconds for another shard's part of a call: less than the caller has left, so that the parts of the others still
+    arrive when one does not answer.
+    """
+    return PART * remaining_s(context)
+
+
 async def passed_on(peer: Peer, call: Awaitable[T]) -> T:
     """Awaits a call to a peer. Its refusals are raised as they were there; its silence names it."""
     try:
@@ -78,9 +87,13 @@ def relayed(peer: Peer, error: grpc.aio.AioRpcError) -> RequestError:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlinePassedError("DEADLINE_PASSED", f"shard {peer.index} did not answer in time")
+        if error.code() is grpc.StatusCode.CANCELLED:
+            return OverloadedError(
+                f"more calls wait for shard {peer.index} than it admits", retry_after_s=RETRY_AFTER_S, shard=peer.index
+            )
         return unreachable(peer)
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadedError(status.message, retry_after_s=RETRY_AFTER_S, **info.metadata)
+    if info.reason == OverloadedError.reason:
+        return OverloadedError.again(status.message, info.metadata)
     refusal = RequestError(info.reason, status.message, **info.metadata)
     refusal.code = error.code().name
     return refusal
