@@ -33,8 +33,9 @@ class CompiledRanking:
         found: NDArray[np.int64] | None,
         live: LiveView,
         wanted: int,
+        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Best:
-        """See CandidateRanking."""
+        """See CandidateRanking; `allowed` (n,) are the only rows that a query may get."""
         if live is not self._live:
             self._kernel.use(_extras(live, self._base_count, self._head))
             self._live = live
@@ -44,6 +45,7 @@ class CompiledRanking:
             [query.excluded for query in queries],
             found=found,
             suggested=_suggested(queries),
+            allowed=allowed,
         )
 
 

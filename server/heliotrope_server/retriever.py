@@ -8,7 +8,7 @@ neighbours) are always among the candidates.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.index_rows import head_rows
 from heliotrope_indexer.search import ScannedIndex, kernel_problem
+from heliotrope_server.allowed_rows import AllowedRows, BaseRows
 from heliotrope_server.compiled_ranking import CompiledRanking
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
@@ -26,6 +27,9 @@ from heliotrope_server.selection import best_places
 logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 4096
+WIDE = 0.95
+"""Share of the snapshot that a filter admits from which the plain search passes over the others, as over dead rows."""
+_MASKS = 8
 WIDENING = 4
 """How many times as many candidates a question gets whose first answer is not certified."""
 
@@ -119,15 +123,19 @@ class KernelRetriever:
         self._ranking = CompiledRanking(catalogue, head)
         self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
         self._filtered = FilteredRetriever(catalogue, index)
+        self._masks: dict[BaseRows, NDArray[np.bool_]] = {}
         # For the rare user who has seen all that is near.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
+        if any(self._narrow(query) for query in queries):
+            return _rank_apart(self, self._filtered, self._narrow, queries, live)
+        allowed = None
         if any(query.allowed is not None for query in queries):
-            return _rank_apart(self, self._filtered, queries, live)
-        best = self._ranking.best(queries, None, live, max(query.wanted for query in queries))
+            allowed = [None if query.allowed is None else self._mask(query.allowed) for query in queries]
+        best = self._ranking.best(queries, None, live, max(query.wanted for query in queries), allowed)
         # What the search leaves aside has no boost that could bring it in: its bar allows for the largest.
         return [
             Ranking(best.rows[place, : query.wanted], best.scores[place, : query.wanted], True)
@@ -135,6 +143,20 @@ class KernelRetriever:
             else self._exhaustive.rank([query], live)[0]
             for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True))
         ]
+
+    def _narrow(self, query: Query) -> bool:
+        allowed = query.allowed
+        return allowed is not None and allowed.base.count < WIDE * allowed.base.size
+
+    def _mask(self, allowed: AllowedRows) -> NDArray[np.bool_]:
+        """The rows (n + m,), kept for the filters that were met last."""
+        kept = self._masks.pop(allowed.base, None)
+        if kept is None or len(kept) != allowed.base.size + len(allowed.delta):
+            kept = allowed.mask
+        self._masks[allowed.base] = kept
+        if len(self._masks) > _MASKS:
+            del self._masks[next(iter(self._masks))]
+        return kept
 
 
 class FaissRetriever:
@@ -173,7 +195,7 @@ class FaissRetriever:
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if any(query.allowed is not None for query in queries):
-            return _rank_apart(self, self._filtered, queries, live)
+            return _rank_apart(self, self._filtered, _filters, queries, live)
         # A user who has seen many items needs more candidates; grouped by power of two so that one such user does not
         # make the whole batch pay.
         groups: dict[int, list[int]] = {}
@@ -221,14 +243,23 @@ class FaissRetriever:
         return rankings
 
 
+def _filters(query: Query) -> bool:
+    return query.allowed is not None
+
+
 def _rank_apart(
-    plain: "KernelRetriever | FaissRetriever", filtered: Any, queries: Sequence[Query], live: LiveView
+    plain: "KernelRetriever | FaissRetriever",
+    filtered: Any,
+    narrow: Callable[[Query], bool],
+    queries: Sequence[Query],
+    live: LiveView,
 ) -> list[Ranking]:
     """Queries that may choose among some rows only go another way."""
-    free = [query for query in queries if query.allowed is None]
-    bound = [query for query in queries if query.allowed is not None]
-    ranked, chosen = iter(plain.rank(free, live) if free else ()), iter(filtered.rank(bound, live))
-    return [next(ranked if query.allowed is None else chosen) for query in queries]
+    bound = [narrow(query) for query in queries]
+    free = [query for query, own_way in zip(queries, bound, strict=True) if not own_way]
+    ranked = iter(plain.rank(free, live) if free else ())
+    chosen = iter(filtered.rank([query for query, own_way in zip(queries, bound, strict=True) if own_way], live))
+    return [next(chosen if own_way else ranked) for own_way in bound]
 
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64] | None, count: int) -> Ranking:

@@ -15,7 +15,7 @@ from tests.server import worlds
 
 ITEMS, DIMENSION = 4000, 16
 NONE = np.empty(0, dtype=np.int64)
-SHARES = [1.0, 0.5, 0.1, 0.01, 0.001]
+SHARES = [1.0, 0.97, 0.5, 0.1, 0.01, 0.001]
 
 
 @pytest.fixture(params=["exact", "listed", "searched", "searched with a head"])

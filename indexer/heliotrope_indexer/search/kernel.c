@@ -33,7 +33,7 @@ typedef struct {
 } block;
 
 typedef struct {
-    int64_t queries, d, asked_step, found_each, wanted, base_count;
+    int64_t queries, d, asked_step, found_each, wanted, base_count, rows; /* rows: base_count and what is beyond */
     const float *vectors; /* (base_count, d) */
     const float *bias;    /* (base_count,) */
     const float *boosts;  /* (rows,), or NULL */
@@ -75,6 +75,8 @@ typedef struct {
     uint32_t stamp; /* of the rows that were met */
     const uint8_t *allowed; /* (rows,), or NULL for all */
 } best;
+
+INLINE int inside(int64_t row, int64_t rows) { return (uint64_t)row < (uint64_t)rows; }
 
 INLINE lanes load(const float *from) { return *(const unaligned *)from; }
 
@@ -252,16 +254,18 @@ INLINE void rank_one(job *j, int64_t place) {
     for (int64_t i = d - d % LANES; i < d && d >= LANES; i++) tail[i - (d - LANES)] = q[i];
 
     for (int64_t i = place ? j->excluded_ends[place - 1] : 0; i < j->excluded_ends[place]; i++)
-        j->stamps[j->excluded[i]] = stamp;
+        if (inside(j->excluded[i], j->rows)) j->stamps[j->excluded[i]] = stamp;
     const int64_t first = place ? j->suggested_ends[place - 1] : 0, end = j->suggested_ends[place];
     const int gained = end > first;
-    for (int64_t i = first; i < end; i++) j->gain_of[j->suggested[i]] = j->gains[i];
+    for (int64_t i = first; i < end; i++)
+        if (inside(j->suggested[i], j->rows)) j->gain_of[j->suggested[i]] = j->gains[i];
     meet_block(j, &j->moved, &list, q, tail, gained);
     meet_block(j, &j->fresh, &list, q, tail, gained);
     /* The snapshot has moved rows at another place: they are met, whether they came in or not. */
     for (int64_t i = 0; i < j->moved.count; i++) j->stamps[j->moved.rows[i]] = stamp;
     for (int64_t i = first; i < end; i++) {
         const int64_t row = j->suggested[i];
+        if (!inside(row, j->rows)) continue;
         if (row < j->base_count && j->stamps[row] != stamp) {
             const float taste = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
             meet(j, &list, taste + boost(j, row) + j->gains[i] + j->intercept, row);
@@ -275,9 +279,9 @@ INLINE void rank_one(job *j, int64_t place) {
     const int64_t *rows = j->found + place * j->found_each;
     float least = INFINITY;
     for (int64_t i = 0; i < j->found_each; i++) {
-        if (i + AHEAD < j->found_each && rows[i + AHEAD] >= 0) prefetch(j, rows[i + AHEAD]);
+        if (i + AHEAD < j->found_each && inside(rows[i + AHEAD], j->base_count)) prefetch(j, rows[i + AHEAD]);
         const int64_t row = rows[i];
-        if (row < 0) continue;
+        if (!inside(row, j->base_count)) continue;
         const float base = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
         if (base < least) least = base;
         meet_base(j, &list, base, row);
@@ -287,7 +291,8 @@ INLINE void rank_one(job *j, int64_t place) {
     j->sizes[place] = list.size;
 }
 
-/* Ranks the candidates of every query. All rows lie within the arrays; the caller has made sure of that. */
+/* Ranks the candidates of every query. Rows that there are not are passed over; those of blocks and of the index, and the
+ * lengths of arrays, the caller has looked at. */
 KERNEL void heliotrope_rank(job *j) {
     for (int64_t place = 0; place < j->queries; place++) rank_one(j, place);
 }

@@ -102,8 +102,10 @@ class SearchKernel:
         job.places, job.sums = _address(self._places), _address(self._sums)
 
     def use(self, extras: Extras) -> None:
-        """From now on scores with these."""
+        """From now on scores with these. Raises ValueError for short arrays and rows that are not there."""
         job = self._job
+        _check(extras, job.base_count)
+        job.rows = extras.size
         if extras.size > self._size:
             self._size = extras.size + extras.size // 4
             self._stamps = np.zeros(self._size, dtype=np.uint32)
@@ -160,6 +162,8 @@ class SearchKernel:
         if allowed is None:
             job.allowed = None
         else:
+            if any(mask is not None and len(mask) < job.rows for mask in allowed):
+                raise ValueError(f"a mask of allowed rows is shorter than the {job.rows} rows")
             masks = np.array([0 if mask is None else _address(mask) for mask in allowed], dtype=np.uint64)
             job.allowed = _address(masks)
         self._library.heliotrope_rank(self._reference)
@@ -187,6 +191,19 @@ class SearchKernel:
         job.best_rows, job.best_scores = _address(self._best_rows), _address(self._best_scores)
         job.sizes, job.last_base = _address(self._sizes), _address(self._last_base)
         self._zeros_at = _address(self._zeros)
+
+
+def _check(extras: Extras, base_count: int) -> None:
+    for array in (extras.boosts, extras.counts, extras.alive):
+        if array is not None and len(array) < extras.size:
+            raise ValueError(f"{len(array)} values for {extras.size} rows")
+    for block, end in ((extras.moved, base_count), (extras.trending, base_count), (extras.fresh, extras.size)):
+        if block is None or not len(block.rows):
+            continue
+        if not len(block.rows) == len(block.vectors) == len(block.terms):
+            raise ValueError(f"{len(block.rows)} rows with {len(block.vectors)} vectors and {len(block.terms)} terms")
+        if int(block.rows.min()) < 0 or int(block.rows.max()) >= end:
+            raise ValueError(f"rows {block.rows.min()} to {block.rows.max()} are not all below {end}")
 
 
 def joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -32,7 +32,10 @@ class JobStruct(ctypes.Structure):
     """`job` of the C file."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("queries", "d", "asked_step", "found_each", "wanted", "base_count")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("queries", "d", "asked_step", "found_each", "wanted", "base_count", "rows")
+        ),
         *((name, ctypes.c_void_p) for name in ("vectors", "bias", "boosts", "counts")),
         ("factor", ctypes.c_double),
         *((name, ctypes.c_float) for name in ("weight", "outside", "intercept")),

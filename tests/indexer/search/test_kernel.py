@@ -173,3 +173,21 @@ def test_rows_beyond_the_snapshot_can_be_added_with_their_own_vectors():
     best = kernel.best(queries, 55, [NONE] * len(queries))
     scores = np.concatenate([queries @ vectors.T + bias, queries @ fresh.T + fresh_bias], axis=1)
     np.testing.assert_array_equal(best.rows, np.argsort(-scores, axis=1))
+
+
+def test_rows_that_are_not_there_are_passed_over_and_short_arrays_refused():
+    vectors, bias, queries = world(40, 8)
+    kernel = SearchKernel(vectors, bias, np.arange(40))
+    plain = kernel.best(queries, 10, [NONE] * len(queries))
+    beyond = np.array([10**12, -5, 40], dtype=np.int64)
+    suggested = (beyond, np.full(len(queries), 3), np.ones(3, dtype=np.float32))
+    best = kernel.best(
+        queries, 10, [beyond] * len(queries), found=np.tile(beyond, (len(queries), 1)), suggested=suggested
+    )
+    np.testing.assert_array_equal(plain.rows, best.rows)
+    with pytest.raises(ValueError, match="30 values for 40 rows"):
+        kernel.use(Extras(40, alive=np.ones(30, dtype=np.bool_)))
+    with pytest.raises(ValueError, match="rows 40 to 40 are not all below 40"):
+        kernel.use(Extras(40, trending=Block(np.array([40]), vectors[:1], bias[:1])))
+    with pytest.raises(ValueError, match="shorter than the 40 rows"):
+        kernel.best(queries[:1], 10, [NONE], allowed=[np.ones(39, dtype=np.bool_)])
