@@ -134,5 +134,5 @@ def strays(folder):
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.suffix in (".part", ".tmp", ".new") or (path.name.startswith(".") and path.suffix != ".lock")
+        if path.suffix in (".part", ".tmp", ".new") or (path.name.startswith(".") and not path.name.endswith(".lock"))
     )
