@@ -134,12 +134,16 @@ def _real_texts(file: RawResults) -> None:
     _enough_items(file.settings["rows"][0], TEXTS)
 
 
-def profile_bytes(file: RawResults) -> float:
-    """Memory of a user, in bytes."""
-    users = file.results[0]["users"]
-    if users < USERS:
-        raise Unmeasured(f"{users:,} users; at least {USERS:,} are needed")
-    return _value(file.results[0], "bytes_a_user")
+def profile_bytes(key: str) -> Callable[[RawResults], float]:
+    """Memory of a user, in bytes: after checkpoints, or at the highest."""
+
+    def figure(file: RawResults) -> float:
+        users = file.results[0]["users"]
+        if users < USERS:
+            raise Unmeasured(f"{users:,} users; at least {USERS:,} are needed")
+        return _value(file.results[0], key)
+
+    return figure
 
 
 def item_share(file: RawResults) -> float:

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def _since_boot_s() -> float:
-    """Seconds that passed, also those in which the machine was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds that passed, also those in which the machine was suspended, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class SteadyClock:

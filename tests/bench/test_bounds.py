@@ -51,7 +51,9 @@ def test_other_conditions_give_no_verdict(file: RawResults, missing: str) -> Non
 
 def test_every_peer_that_is_a_server_counts() -> None:
     def peer(name: str, kind: str, scenario: str, rate: float, p99: float) -> dict[str, Any]:
-        return {"peer": name, "kind": kind, "scenario": scenario, "streams/theirs": rate, "streams_p99_ratio": p99}
+        by_call = {"ours/theirs": rate / 2, "p99_ratio": 2 * p99}
+        on_streams = {"streams/theirs": rate, "streams_p99_ratio": p99}
+        return {"peer": name, "kind": kind, "scenario": scenario, **by_call, **on_streams}
 
     rows = [
         {"peer": "heliotrope", "kind": "server", "scenario": "streaming"},
@@ -61,8 +63,14 @@ def test_every_peer_that_is_a_server_counts() -> None:
         peer("a", "server", "steady", 1.0, 4.0),
     ]
     file = results("memory", rows).model_copy(update={"command": ["heliotrope", "bench", "peers"]})
-    assert (verdict("whole request", file).value, verdict("whole request", file).word) == (3.5, "holds")
-    assert (verdict("beside each", file).value, verdict("beside each", file).word) == (1.2, "does not hold")
+    for way, rate, p99, word in (
+        ("a stream for each caller", 3.5, 1.2, "holds"),
+        ("a call for each request", 1.75, 2.4, "does not hold"),
+    ):
+        found = verdict(f"whole request, {way}", file)
+        assert (found.value, found.word) == (rate, word)
+        found = verdict(f"the same, {way}", file)
+        assert (found.value, found.word) == (p99, "does not hold")
 
 
 def ann(rows: list[dict[str, Any]], texts: int = 60_000) -> RawResults:

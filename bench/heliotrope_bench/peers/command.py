@@ -168,7 +168,8 @@ def _row(entrant: Entrant, scenario: str, server: Entrant, streams: Entrant, eng
     row["engine/theirs"] = _ratio(engine, entrant, scenario, "rate_per_s")
     row["engine_by_cpu"] = _ratio(engine, entrant, scenario, "rate_per_cpu_s")
     if entrant.kind.kind == "server" and scenario == STREAMING:
-        row["holds"] = row["streams/theirs"] >= TIMES_FASTER and row["streams_p99_ratio"] <= 1.0
+        row["holds"] = row["ours/theirs"] >= TIMES_FASTER and row["p99_ratio"] <= 1.0
+        row["streams_hold"] = row["streams/theirs"] >= TIMES_FASTER and row["streams_p99_ratio"] <= 1.0
     return row
 
 

@@ -84,9 +84,18 @@ def test_ratios_are_of_the_same_round_and_say_what_holds(rates, p99_ms, holds):
     assert row["streams/theirs"] == pytest.approx(
         sorted(our / their for our, their in zip(rates, (100, 25, 450), strict=True))[1]
     )
-    assert row["holds"] is holds and "holds" not in rows["pgvector", STEADY]
+    assert row["streams_hold"] is holds and "streams_hold" not in rows["pgvector", STEADY]
+    # Two times, and a p99 of 9 ms beside 5.
+    assert row["holds"] is False and "holds" not in rows["pgvector", STEADY]
     streams.rounds[STREAMING][0]["p99_ms"] = streams.rounds[STREAMING][1]["p99_ms"] = 5.1
-    assert not rows_of([ours, streams, engine, theirs])[-1]["holds"]
+    assert not rows_of([ours, streams, engine, theirs])[-1]["streams_hold"]
+
+
+def test_calls_one_by_one_hold_by_the_same_rule():
+    ours, theirs = entrant(HeliotropeServer, [300, 100, 900], 5.0), entrant(PgVector, [100.0, 25.0, 300.0], 5.0)
+    others = [entrant(HeliotropeStreams, [1, 1, 1], 9.0), entrant(HeliotropeEngine, [1, 1, 1], 1.0)]
+    row = rows_of([ours, *others, theirs])[-1]
+    assert (row["holds"], row["streams_hold"]) == (True, False)
 
 
 def test_an_unknown_peer_is_named(capsys):
