@@ -71,7 +71,8 @@ class Outcome:
 
     `latency` (encoded HDR histogram, in microseconds) counts from the time a call was due in the open loop and from
     its sending in the closed one; `lag` is by how much calls were sent late. `cpu_share` is the share of a core that
-    the generator itself used: far below 1 on a core of its own, it was not what held the server back.
+    the generator itself used, gRPC's own threads included (so it can pass 1 where they run beside the event loop): far
+    below 1 on a core of its own, it was not what held the server back.
     """
 
     calls: int
