@@ -11,10 +11,12 @@ from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.served_version import ServedVersion
 
 logger = logging.getLogger(__name__)
 
 NO_MAP_ERROR = 1.0
+CATCH_UP_INTERVAL_S = 0.5
 
 
 class Activation:
@@ -30,6 +32,7 @@ class Activation:
         self._prepared: tuple[LiveCatalogue, float] | None = None
         # Held by whoever switches the whole server: two switches at a time would leave shards with either.
         self.switching = asyncio.Lock()
+        self._catching_up = asyncio.Lock()
 
     async def prepare(self, version: str) -> None:
         """Loads and warms a snapshot. Raises SnapshotUnusableError; the active one goes on serving."""
@@ -37,8 +40,6 @@ class Activation:
 
     def commit(self, version: str) -> float:
         """Swaps to the prepared snapshot; returns the relative error of the map for folded sums."""
-        if self._prepared is None and self._engine.catalogue.version == version:
-            return 0.0  # restarted between the two phases: CURRENT named this version already
         if self._prepared is None or self._prepared[0].version != version:
             raise SnapshotUnusableError(
                 "SNAPSHOT_NOT_PREPARED",
@@ -50,6 +51,19 @@ class Activation:
         self._engine.adopt(catalogue)
         logger.info("serving snapshot %s (map error of folded sums %.4f)", version, error)
         return error
+
+    async def catch_up(self, served: ServedVersion) -> float:
+        """Serves what the other shards serve, prepared or not: this one may have missed it, or be restarted.
+
+        Raises SnapshotUnusableError; otherwise as `commit`, 0 when it is served already.
+        """
+        async with self._catching_up:
+            version = served.read()
+            if self._engine.catalogue.version == version:
+                return 0.0
+            if self._prepared is None or self._prepared[0].version != version:
+                await self.prepare(version)
+            return self.commit(version)
 
     def _load(self, version: str) -> tuple[LiveCatalogue, float]:
         try:
@@ -66,6 +80,16 @@ class Activation:
         if self._prepare is not None:
             self._prepare(catalogue)
         return catalogue, NO_MAP_ERROR if map_error is None else map_error
+
+
+async def catch_up_for_ever(activation: Activation, served: ServedVersion) -> None:
+    """Has a shard that was stopped or cut off during a switch follow the others as soon as it runs again."""
+    while True:
+        try:
+            await activation.catch_up(served)
+        except SnapshotUnusableError as error:
+            logger.error("this shard cannot serve what the others do: %s", error)
+        await asyncio.sleep(CATCH_UP_INTERVAL_S)
 
 
 def check_model(snapshot: Snapshot, engine: Engine) -> None:

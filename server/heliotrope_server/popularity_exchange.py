@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 async def exchange_for_ever(engine: Engine, peers: Peers) -> None:
     """Asks each peer every INTERVAL_S. A peer that is down keeps its last counts, which go on decaying."""
-    await asyncio.gather(*(_follow(engine, peer) for peer in peers.others))
+    await asyncio.gather(*(_follow(engine, peers, peer) for peer in peers.others))
 
 
-async def _follow(engine: Engine, peer: Peer) -> None:
+async def _follow(engine: Engine, peers: Peers, peer: Peer) -> None:
     version, incarnation = 0, ""
     while True:
         try:
@@ -43,4 +43,7 @@ async def _follow(engine: Engine, peer: Peer) -> None:
                 engine.catalogue.rows,
             )
             version = answer.version
+            if peer is peers.catalogue_writer() and answer.catalogue_sequence > engine.changes.sequence:
+                # Its call to catch up did not get through: one of the two was stopped, or the socket was gone.
+                engine.catch_up_catalogue()
         await asyncio.sleep(INTERVAL_S)

@@ -35,7 +35,7 @@ from heliotrope.v1 import (
 )
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_server.activation import Activation, check_model, learn_old_maps
+from heliotrope_server.activation import Activation, catch_up_for_ever, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
@@ -49,6 +49,7 @@ from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
 from heliotrope_server.record_log import RecordLog
 from heliotrope_server.residual_exchange import exchange_residuals_for_ever
+from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.servicers import (
     AdminServicer,
     CatalogServicer,
@@ -120,8 +121,9 @@ class Shard:
         encoder = TextEncoder.open(server.model, threads=settings.encoder_threads) if server.model else None
         folder = settings.layout.shard_folder(server.data, settings.index)
         lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
-        # The supervisor has verified the hashes of this version before it started any shard.
-        catalogue = LiveCatalogue(store.open(verify=False))
+        served = ServedVersion(server.data)
+        # Its hashes were verified before the first shard served it.
+        catalogue = LiveCatalogue(store.open(served.read(), verify=False))
         device = SearchDevice(server.device, server.device_index)
         device.prepare(catalogue)
         engine = Engine(
@@ -143,11 +145,11 @@ class Shard:
         health_servicer = health.aio.HealthServicer()
 
         events, texts = ByteGate("the disk", INTAKE_BYTES), ByteGate("the encoder", INTAKE_BYTES)
-        add_services = partial(self._add_services, engine, activation, store, peers, catalogue_log, events, texts)
+        add_services = partial(self._add_services, engine, activation, store, served, peers, catalogue_log, events, texts)
         # What another shard passes on was admitted there, over one connection.
         internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
         add_services([internal], public=False)
-        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation, served), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
         options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
         lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
@@ -162,6 +164,7 @@ class Shard:
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
+        follow = asyncio.create_task(catch_up_for_ever(activation, served))
         forward = self._start_learning(engine.learning, peers)
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
@@ -175,6 +178,7 @@ class Shard:
 
         # In this order: tell load balancers, let running calls finish, then close what they used.
         watch.cancel()
+        follow.cancel()
         await health_servicer.enter_graceful_shutdown()
         await asyncio.gather(*(lane.stop(server.drain_s) for lane in lanes))
         await internal.stop(server.drain_s)
@@ -223,6 +227,7 @@ class Shard:
         engine: Engine,
         activation: Activation,
         store: SnapshotStore,
+        served: ServedVersion,
         peers: Peers,
         catalogue_log: RecordLog | None,
         events: ByteGate,
@@ -236,7 +241,7 @@ class Shard:
         recommendation, event = RecommendationServicer(engine, router), EventServicer(engine, router, events)
         feedback, profile = FeedbackServicer(engine, router), ProfileServicer(engine, router, texts)
         catalog = CatalogServicer(engine, router, catalogue_log, texts)
-        admin = AdminServicer(engine, activation, store, peers, self._settings.addresses, whole_server=public)
+        admin = AdminServicer(engine, activation, store, served, peers, self._settings.addresses, whole_server=public)
         for server in servers:
             recommendation.add_to(server)
             event_pb2_grpc.add_EventServiceServicer_to_server(event, server)

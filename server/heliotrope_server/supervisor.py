@@ -1,6 +1,7 @@
 """Starts the shards of a server, restarts one that dies, and stops them together."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
 from heliotrope_server.layout import lock_data, open_layout
+from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.settings import ServerSettings
 from heliotrope_server.shard import READY, ShardSettings
 
@@ -41,8 +43,10 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        runtime = Path(tempfile.mkdtemp(prefix="heliotrope-"))  # Unix socket paths must be short
         lock = lock_data(self._settings.data)
+        # Not in the data folder: paths of Unix sockets must be short.
+        prefix = f"heliotrope-{hashlib.sha256(bytes(self._settings.data.resolve())).hexdigest()[:8]}-"
+        runtime = Path(tempfile.mkdtemp(prefix=prefix))
         reserved: list[socket.socket] = []
         try:
             # The shards import what they need while the files of the snapshot are hashed.
@@ -50,6 +54,9 @@ class Supervisor:
                 self._processes[index] = await _spawned()
             version, plans = await asyncio.to_thread(self._plan, runtime, reserved)
             await asyncio.gather(*(self._start(plan, self._processes[plan.index]) for plan in plans))
+            for left in runtime.parent.glob(f"{prefix}*"):
+                if left != runtime:  # of a supervisor that was killed; its shards have ended
+                    shutil.rmtree(left, ignore_errors=True)
             entry = plans[0].listen[0]
             shards = "1 shard" if len(plans) == 1 else f"{len(plans)} shards"
             print(f"heliotrope: serving {version} on {entry} ({shards})", flush=True)
@@ -76,6 +83,7 @@ class Supervisor:
             if problem is not None:
                 raise StartError(f"--device cuda: {problem}; start with --device auto or cpu")
         layout = open_layout(settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store))
+        ServedVersion(settings.data).write(snapshot.version)
         sockets = [runtime / f"shard-{index}.sock" for index in range(settings.shards)]
         shown_host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

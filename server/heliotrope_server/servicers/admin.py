@@ -20,6 +20,7 @@ from heliotrope_server.engine import Engine
 from heliotrope_server.errors import FeedbackOffError, SnapshotUnusableError
 from heliotrope_server.learning_exchange import LEADER
 from heliotrope_server.peers import Peer, Peers
+from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.servicers.learning_status import add_shard_fields, learning_status
 from heliotrope_server.servicers.routing import passed_on, remaining_s
 from heliotrope_server.settings import SLOT_COUNT, slots_of
@@ -35,6 +36,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         engine: Engine,
         activation: Activation,
         store: SnapshotStore,
+        served: ServedVersion,
         peers: Peers,
         addresses: list[str],
         *,
@@ -43,6 +45,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._engine = engine
         self._activation = activation
         self._store = store
+        self._served = served
         self._peers = peers
         self._addresses = addresses
         self._whole_server = whole_server
@@ -124,8 +127,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 for peer in self._peers.others
             )
         )
-        # CURRENT first: a shard that dies and restarts from here on comes up with the new snapshot.
         await asyncio.to_thread(partial(self._store.activate, version, how=how))
+        # From here on a shard that dies comes up with the new snapshot, and one that misses the commit catches up.
+        self._served.write(version)
         commit = peer_pb2.CommitSnapshotRequest(snapshot_version=version)
         error = self._activation.commit(version)
         committed = await asyncio.gather(

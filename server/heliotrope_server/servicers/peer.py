@@ -8,12 +8,14 @@ from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
 from heliotrope_server.learning_exchange import from_message
+from heliotrope_server.served_version import ServedVersion
 
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
-    def __init__(self, engine: Engine, activation: Activation) -> None:
+    def __init__(self, engine: Engine, activation: Activation, served: ServedVersion) -> None:
         self._engine = engine
         self._activation = activation
+        self._served = served
         self._incarnation = uuid.uuid4().hex
 
     async def ExchangePopularity(
@@ -27,6 +29,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
             item_ids=item_ids,
             counts=counts,
             landmark_s=popularity.landmark_s,
+            catalogue_sequence=self._engine.changes.sequence,
         )
 
     async def ExchangeResiduals(
@@ -52,7 +55,7 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
         return pb.PrepareSnapshotResponse()
 
     async def CommitSnapshot(self, request: pb.CommitSnapshotRequest, context: Any) -> pb.CommitSnapshotResponse:
-        error = self._activation.commit(request.snapshot_version)
+        error = await self._activation.catch_up(self._served)
         return pb.CommitSnapshotResponse(folded_migration_error=error)
 
     async def LearnExamples(self, request: pb.LearnExamplesRequest, context: Any) -> pb.LearnExamplesResponse:

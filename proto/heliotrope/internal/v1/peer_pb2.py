@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"x\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\"1\n\x18\x45xchangeResidualsRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x90\x01\n\x19\x45xchangeResidualsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x13\n\x0buser_counts\x18\x05 \x03(\r\x12\x0c\n\x04sums\x18\x06 \x01(\x0c\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"1\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"8\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\"L\n\x14LearnExamplesRequest\x12\x34\n\x06groups\x18\x01 \x03(\x0b\x32$.heliotrope.internal.v1.ExampleGroup\"\xa7\x01\n\x0c\x45xampleGroup\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x18\n\x10snapshot_version\x18\x02 \x01(\t\x12\x11\n\tinterests\x18\x03 \x03(\x02\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x01\x12\x0f\n\x07offsets\x18\x06 \x03(\x01\x12\x14\n\x0cpropensities\x18\x07 \x03(\x01\x12\x0f\n\x07rewards\x18\x08 \x03(\x01\"\x17\n\x15LearnExamplesResponse\"\x17\n\x15\x43\x61tchUpWeightsRequest\"\x18\n\x16\x43\x61tchUpWeightsResponse2\xb9\x06\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12x\n\x11\x45xchangeResiduals\x12\x30.heliotrope.internal.v1.ExchangeResidualsRequest\x1a\x31.heliotrope.internal.v1.ExchangeResidualsResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponse\x12l\n\rLearnExamples\x12,.heliotrope.internal.v1.LearnExamplesRequest\x1a-.heliotrope.internal.v1.LearnExamplesResponse\x12o\n\x0e\x43\x61tchUpWeights\x12-.heliotrope.internal.v1.CatchUpWeightsRequest\x1a..heliotrope.internal.v1.CatchUpWeightsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x94\x01\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\x12\x1a\n\x12\x63\x61talogue_sequence\x18\x06 \x01(\x03\"1\n\x18\x45xchangeResidualsRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x90\x01\n\x19\x45xchangeResidualsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x13\n\x0buser_counts\x18\x05 \x03(\r\x12\x0c\n\x04sums\x18\x06 \x01(\x0c\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"1\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"8\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\"L\n\x14LearnExamplesRequest\x12\x34\n\x06groups\x18\x01 \x03(\x0b\x32$.heliotrope.internal.v1.ExampleGroup\"\xa7\x01\n\x0c\x45xampleGroup\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x18\n\x10snapshot_version\x18\x02 \x01(\t\x12\x11\n\tinterests\x18\x03 \x03(\x02\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x01\x12\x0f\n\x07offsets\x18\x06 \x03(\x01\x12\x14\n\x0cpropensities\x18\x07 \x03(\x01\x12\x0f\n\x07rewards\x18\x08 \x03(\x01\"\x17\n\x15LearnExamplesResponse\"\x17\n\x15\x43\x61tchUpWeightsRequest\"\x18\n\x16\x43\x61tchUpWeightsResponse2\xb9\x06\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12x\n\x11\x45xchangeResiduals\x12\x30.heliotrope.internal.v1.ExchangeResidualsRequest\x1a\x31.heliotrope.internal.v1.ExchangeResidualsResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponse\x12l\n\rLearnExamples\x12,.heliotrope.internal.v1.LearnExamplesRequest\x1a-.heliotrope.internal.v1.LearnExamplesResponse\x12o\n\x0e\x43\x61tchUpWeights\x12-.heliotrope.internal.v1.CatchUpWeightsRequest\x1a..heliotrope.internal.v1.CatchUpWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXCHANGEPOPULARITYREQUEST']._serialized_start=61
   _globals['_EXCHANGEPOPULARITYREQUEST']._serialized_end=111
-  _globals['_EXCHANGEPOPULARITYRESPONSE']._serialized_start=113
-  _globals['_EXCHANGEPOPULARITYRESPONSE']._serialized_end=233
-  _globals['_EXCHANGERESIDUALSREQUEST']._serialized_start=235
-  _globals['_EXCHANGERESIDUALSREQUEST']._serialized_end=284
-  _globals['_EXCHANGERESIDUALSRESPONSE']._serialized_start=287
-  _globals['_EXCHANGERESIDUALSRESPONSE']._serialized_end=431
-  _globals['_CATCHUPCATALOGREQUEST']._serialized_start=433
-  _globals['_CATCHUPCATALOGREQUEST']._serialized_end=474
-  _globals['_CATCHUPCATALOGRESPONSE']._serialized_start=476
-  _globals['_CATCHUPCATALOGRESPONSE']._serialized_end=500
-  _globals['_PREPARESNAPSHOTREQUEST']._serialized_start=502
-  _globals['_PREPARESNAPSHOTREQUEST']._serialized_end=552
-  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=554
-  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=579
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=581
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=630
-  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_start=632
-  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=688
-  _globals['_LEARNEXAMPLESREQUEST']._serialized_start=690
-  _globals['_LEARNEXAMPLESREQUEST']._serialized_end=766
-  _globals['_EXAMPLEGROUP']._serialized_start=769
-  _globals['_EXAMPLEGROUP']._serialized_end=936
-  _globals['_LEARNEXAMPLESRESPONSE']._serialized_start=938
-  _globals['_LEARNEXAMPLESRESPONSE']._serialized_end=961
-  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_start=963
-  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_end=986
-  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_start=988
-  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_end=1012
-  _globals['_PEERSERVICE']._serialized_start=1015
-  _globals['_PEERSERVICE']._serialized_end=1840
+  _globals['_EXCHANGEPOPULARITYRESPONSE']._serialized_start=114
+  _globals['_EXCHANGEPOPULARITYRESPONSE']._serialized_end=262
+  _globals['_EXCHANGERESIDUALSREQUEST']._serialized_start=264
+  _globals['_EXCHANGERESIDUALSREQUEST']._serialized_end=313
+  _globals['_EXCHANGERESIDUALSRESPONSE']._serialized_start=316
+  _globals['_EXCHANGERESIDUALSRESPONSE']._serialized_end=460
+  _globals['_CATCHUPCATALOGREQUEST']._serialized_start=462
+  _globals['_CATCHUPCATALOGREQUEST']._serialized_end=503
+  _globals['_CATCHUPCATALOGRESPONSE']._serialized_start=505
+  _globals['_CATCHUPCATALOGRESPONSE']._serialized_end=529
+  _globals['_PREPARESNAPSHOTREQUEST']._serialized_start=531
+  _globals['_PREPARESNAPSHOTREQUEST']._serialized_end=581
+  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=583
+  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=608
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=610
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=659
+  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_start=661
+  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=717
+  _globals['_LEARNEXAMPLESREQUEST']._serialized_start=719
+  _globals['_LEARNEXAMPLESREQUEST']._serialized_end=795
+  _globals['_EXAMPLEGROUP']._serialized_start=798
+  _globals['_EXAMPLEGROUP']._serialized_end=965
+  _globals['_LEARNEXAMPLESRESPONSE']._serialized_start=967
+  _globals['_LEARNEXAMPLESRESPONSE']._serialized_end=990
+  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_start=992
+  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_end=1015
+  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_start=1017
+  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_end=1041
+  _globals['_PEERSERVICE']._serialized_start=1044
+  _globals['_PEERSERVICE']._serialized_end=1869
 # @@protoc_insertion_point(module_scope)

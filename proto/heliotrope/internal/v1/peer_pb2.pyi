@@ -51,12 +51,15 @@ class ExchangePopularityResponse(_message.Message):
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     LANDMARK_S_FIELD_NUMBER: _builtins.int
+    CATALOGUE_SEQUENCE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Pass it as `since_version` next time."""
     incarnation: _builtins.str
     """Identifies the process that answered: a new one means that the asker must start from 0."""
     landmark_s: _builtins.float
     """The landmark, in seconds since the epoch."""
+    catalogue_sequence: _builtins.int
+    """Sequence number of the catalogue log that the shard has applied. Whoever is behind shard 0 reads on."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the items that changed."""
@@ -73,10 +76,11 @@ class ExchangePopularityResponse(_message.Message):
         item_ids: _abc.Iterable[_builtins.str] | None = ...,
         counts: _abc.Iterable[_builtins.float] | None = ...,
         landmark_s: _builtins.float = ...,
+        catalogue_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "incarnation", b"incarnation", "item_ids", b"item_ids", "landmark_s", b"landmark_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalogue_sequence", b"catalogue_sequence", "counts", b"counts", "incarnation", b"incarnation", "item_ids", b"item_ids", "landmark_s", b"landmark_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

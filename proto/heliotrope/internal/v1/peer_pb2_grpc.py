@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PeerServiceStub:
-    """Spoken between shards, over Unix sockets in the data folder.
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's.
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class PeerServiceStub:
 
 
 class PeerServiceServicer:
-    """Spoken between shards, over Unix sockets in the data folder.
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's.
     """
 
     def ExchangePopularity(self, request, context):
@@ -105,7 +105,7 @@ class PeerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitSnapshot(self, request, context):
-        """Swaps to the prepared snapshot.
+        """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +172,7 @@ def add_PeerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PeerService:
-    """Spoken between shards, over Unix sockets in the data folder.
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PeerServiceStub:
-    """Spoken between shards, over Unix sockets in the data folder."""
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +42,7 @@ class PeerServiceStub:
     PrepareSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]
     """Loads a snapshot beside the active one."""
     CommitSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]
-    """Swaps to the prepared snapshot."""
+    """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
     LearnExamples: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]
     """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
     CatchUpWeights: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]
@@ -50,7 +50,7 @@ class PeerServiceStub:
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
-    """Spoken between shards, over Unix sockets in the data folder."""
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExchangePopularity: _aio.UnaryUnaryMultiCallable[_peer_pb2.ExchangePopularityRequest, _peer_pb2.ExchangePopularityResponse]  # type: ignore[assignment]
@@ -62,14 +62,14 @@ class PeerServiceAsyncStub(PeerServiceStub):
     PrepareSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]  # type: ignore[assignment]
     """Loads a snapshot beside the active one."""
     CommitSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]  # type: ignore[assignment]
-    """Swaps to the prepared snapshot."""
+    """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
     LearnExamples: _aio.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]  # type: ignore[assignment]
     """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
     CatchUpWeights: _aio.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]  # type: ignore[assignment]
     """Tells that other weights are to be used; returns once this shard uses them."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Spoken between shards, over Unix sockets in the data folder."""
+    """Spoken between shards, over Unix sockets in a folder of the supervisor's."""
 
     @_abc_1.abstractmethod
     def ExchangePopularity(
@@ -109,7 +109,7 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.CommitSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.CommitSnapshotResponse, _abc.Awaitable[_peer_pb2.CommitSnapshotResponse]]:
-        """Swaps to the prepared snapshot."""
+        """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
 
     @_abc_1.abstractmethod
     def LearnExamples(
