@@ -132,6 +132,7 @@ class BackupStore:
             self._fs.rm_file(f"{self._root}/backups/{backup_id}.json")
         # Also what a job that was broken off left aside.
         unneeded = [path for path in self._found("pieces") if path.rpartition("/")[2] not in needed]
+        unneeded += [path for path in self._found("backups") if path.endswith(ASIDE_SUFFIX)]
         for path in unneeded:
             self._fs.rm_file(path)
         return ids[keep:], len(unneeded)

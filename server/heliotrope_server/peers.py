@@ -48,6 +48,11 @@ class Peer:
         self.admin = admin_pb2_grpc.AdminServiceStub(self._channel)
         self.internal = peer_pb2_grpc.PeerServiceStub(self._channel)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the other shard has taken the connection: if it is silent then, it is stopped or busy, not gone."""
+        return bool(self._channel.get_state() is grpc.ChannelConnectivity.READY)
+
     async def close(self) -> None:
         await self._channel.close()
 

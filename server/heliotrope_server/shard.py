@@ -145,7 +145,9 @@ class Shard:
         health_servicer = health.aio.HealthServicer()
 
         events, texts = ByteGate("the disk", INTAKE_BYTES), ByteGate("the encoder", INTAKE_BYTES)
-        add_services = partial(self._add_services, engine, activation, store, served, peers, catalogue_log, events, texts)
+        add_services = partial(
+            self._add_services, engine, activation, store, served, peers, catalogue_log, events, texts
+        )
         # What another shard passes on was admitted there, over one connection.
         internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
         add_services([internal], public=False)

@@ -45,7 +45,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         lock = lock_data(self._settings.data)
         # Not in the data folder: paths of Unix sockets must be short.
-        prefix = f"heliotrope-{hashlib.sha256(bytes(self._settings.data.resolve())).hexdigest()[:8]}-"
+        prefix = socket_prefix(self._settings.data)
         runtime = Path(tempfile.mkdtemp(prefix=prefix))
         reserved: list[socket.socket] = []
         try:
@@ -164,6 +164,11 @@ class Supervisor:
                 logger.error("a shard did not drain within %.0f s and is killed", patience_s)
                 process.kill()
                 await process.wait()
+
+
+def socket_prefix(data: Path) -> str:
+    """How the names of the folders begin in which the shards of a data folder have their sockets."""
+    return f"heliotrope-{hashlib.sha256(bytes(data.resolve())).hexdigest()[:8]}-"
 
 
 async def _spawned() -> asyncio.subprocess.Process:

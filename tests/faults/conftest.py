@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.process_world import LONG
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A night's rounds take longer than any test of a short run may hang."""
+    if LONG:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(4 * 3600))
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator["SmallDisk"]:

@@ -4,6 +4,7 @@ tests/end_to_end/test_kill.py does the same to events alone, and looks at their 
 nothing may be left lying about.
 """
 
+import json
 import os
 import random
 import signal
@@ -11,13 +12,17 @@ import subprocess
 import threading
 import time
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from heliotrope import Client, Item, RetryPolicy
 from heliotrope.errors import ServerError
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.event_export import export_events
 from tests.end_to_end.test_kill import USERS, Writer, wait_for_progress
 from tests.faults.process_world import LONG, tiny_world
+from tests.faults.stray_files import socket_folders, strange_files, strays
 
 KILLS = 500 if LONG else 16
 REBUILD_KILLS = 60 if LONG else 5
@@ -79,26 +84,56 @@ def test_acknowledged_events_and_items_outlive_kills_and_leave_nothing_behind(tm
         thread.join(timeout=60)
         assert not thread.is_alive() and thread.failure is None, thread.failure
     assert items.acknowledged and all(writer.acknowledged for writer in writers)
+    found = stored_events(server.address)
+    for writer in writers:
+        assert writer.acknowledged.items() <= found.items()
+    assert found.items() <= {key: value for writer in writers for key, value in writer.sent.items()}.items()
+    assert_items_are_served(server.address, items.acknowledged)
+    assert healthy(server.address)
     assert server.stop() == 0, "".join(server.messages)
 
     server = world.server(tmp_path / "data", *options)
-    with Client(server.address, timeout_s=60.0) as client:
-        found = {}
+    assert stored_events(server.address) == found
+    assert_items_are_served(server.address, items.acknowledged)
+    assert server.stop() == 0, "".join(server.messages)
+    # What the next rebuild learns from.
+    export_events(tmp_path / "data", tmp_path / "events.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == len(found)
+    assert {row["event_id"]: (row["user_id"], row["item_id"]) for row in rows} == found
+    assert strays(tmp_path / "data") == strange_files(tmp_path / "data") == socket_folders(tmp_path / "data") == []
+
+
+def stored_events(address):
+    """User and item of every event that a profile holds, by event id; fails where one is there twice."""
+    found = {}
+    with Client(address, timeout_s=60.0) as client:
         for user in USERS:
-            _, *events = client.export_profile(user)
+            profile, *events = client.export_profile(user)
+            assert profile.remembered_event_count == len(events)
             for event in events:
                 assert event.event_id not in found
                 found[event.event_id] = (event.user_id, event.item_id)
-        for writer in writers:
-            assert writer.acknowledged.items() <= found.items()
-        for shard in client.serving_status().shards:
-            with Client(shard.address, direct=False, timeout_s=60.0) as one:
-                for item_id, title in items.acknowledged.items():
-                    assert one.get_item(item_id).item.title == title
-                for item_id, title in list(items.acknowledged.items())[-3:]:
-                    assert item_id in [match.item.item_id for match in one.search_items(title, count=3)]
-    assert server.stop() == 0, "".join(server.messages)
-    assert strays(tmp_path / "data") == []
+    return found
+
+
+def assert_items_are_served(address, titles):
+    """Every item once on every shard, and found by its title."""
+    with Client(address, timeout_s=60.0) as client:
+        addresses = [shard.address for shard in client.serving_status().shards]
+    for each in addresses:
+        with Client(each, direct=False, timeout_s=60.0) as one:
+            listed = [(item.item_id, item.title) for item in one.list_items()]
+            assert len(listed) == len({item_id for item_id, _ in listed})
+            assert titles.items() <= dict(listed).items()
+            for item_id in random.Random(2).sample(sorted(titles), min(len(titles), 20)):
+                assert item_id in [match.item.item_id for match in one.search_items(titles[item_id], count=3)]
+
+
+def healthy(address):
+    with grpc.insecure_channel(address) as channel:
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30).status
+    return status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_rebuild_that_is_killed_leaves_a_whole_store_and_the_next_one_ends(tmp_path, world):
@@ -124,15 +159,3 @@ def test_a_rebuild_that_is_killed_leaves_a_whole_store_and_the_next_one_ends(tmp
     for version in SnapshotStore(str(store)).versions():
         SnapshotStore(str(store)).open(version)
     assert strays(store) == []
-
-
-def strays(folder):
-    """Files and folders that were meant to be renamed or removed: their names begin with a dot or end so.
-
-    Lock files stay.
-    """
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.suffix in (".part", ".tmp", ".new") or (path.name.startswith(".") and not path.name.endswith(".lock"))
-    )

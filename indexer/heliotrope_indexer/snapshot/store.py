@@ -114,15 +114,15 @@ class SnapshotStore:
             for name in [*manifest.files, MANIFEST_FILE]:
                 self._remote.upload(folder / name, f"{version}/{name}")
         elif not (self._folder / version).exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._take_over(folder, version)
+            with self._alone(".publishing.lock"):
+                self._take_over(folder, version)
         self.activate(version, how="publish")
         return version
 
     def activate(self, version: str, *, how: How = "activate") -> None:
         """Points CURRENT at a version that is already here; `how` is what the history calls it."""
         name = _checked_name(version)
-        with self._changing():
+        with self._alone():
             self.manifest(name)
             try:
                 current: str | None = self.current()
@@ -173,7 +173,7 @@ class SnapshotStore:
         current version.
         """
         name = _checked_name(version)
-        with self._changing():
+        with self._alone():
             if name == self.current():
                 raise SnapshotFormatError(f"{name} is the current version of {self.path} and can't be removed")
             rejects = f"rejects/{name}.jsonl"
@@ -187,27 +187,30 @@ class SnapshotStore:
                     self._remote.remove(rejects)
                 shutil.rmtree(self._folder / name, ignore_errors=True)
                 return freed
-            aside = self._folder / f"{_REMOVING}{name}"
             if not (self._folder / name).is_dir():
                 raise SnapshotNotFoundError(f"{self.path} holds no version {name}")
-            (self._folder / name).rename(aside)
+            (self._folder / name).rename(self._folder / f"{_REMOVING}{name}")
             sync(self._folder)
             # What an interrupted removal left goes with it.
-            freed = sum(_folder_bytes(path) for path in self._folder.glob(f"{_REMOVING}*"))
-            for path in self._folder.glob(f"{_REMOVING}*"):
-                shutil.rmtree(path)
-            if (self._folder / rejects).exists():
-                freed += (self._folder / rejects).stat().st_size
-                (self._folder / rejects).unlink()
-            return freed
+            return sum(self._clear(path) for path in self._folder.glob(f"{_REMOVING}*"))
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _alone(self, lock_name: str = ".lock") -> Iterator[None]:
         """One change at a time among the processes of this host, also of a store behind a URL."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as lock:
+        with (self._folder / lock_name).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _clear(self, aside: Path) -> int:
+        """Removes a version that is out of sight, its rejected rows first; returns the bytes freed."""
+        freed = _folder_bytes(aside)
+        rejects = self._folder / f"rejects/{aside.name.removeprefix(_REMOVING)}.jsonl"
+        if rejects.exists():
+            freed += rejects.stat().st_size
+            rejects.unlink()
+        shutil.rmtree(aside)
+        return freed
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -216,11 +219,12 @@ class SnapshotStore:
             return None
 
     def _write(self, name: str, content: bytes) -> None:
-        """Replaces a small file in one step."""
+        """Replaces a small file in one step; whoever calls it holds the lock."""
         if self._remote:
             self._remote.write(name, content)
             return
-        aside = self._folder / f".{name}-{os.getpid()}"
+        # One name for all writers, who come one at a time: what one that was killed left is the next one's to use.
+        aside = self._folder / f".{name}"
         aside.write_bytes(content)
         sync(aside)
         aside.rename(self._folder / name)
@@ -250,9 +254,9 @@ class SnapshotStore:
         return f"{self.path.rstrip('/')}/{name}"
 
     def _take_over(self, folder: Path, version: str) -> None:
+        aside = self._folder / ".publishing"
+        shutil.rmtree(aside, ignore_errors=True)  # what a publication that was killed left
         if os.stat(folder).st_dev != os.stat(self._folder).st_dev:
-            aside = self._folder / f".publishing-{version}-{os.getpid()}"
-            shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(folder, aside)
             for path in aside.iterdir():
                 sync(path)

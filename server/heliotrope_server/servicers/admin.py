@@ -22,7 +22,7 @@ from heliotrope_server.learning_exchange import LEADER
 from heliotrope_server.peers import Peer, Peers
 from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.servicers.learning_status import add_shard_fields, learning_status
-from heliotrope_server.servicers.routing import passed_on, remaining_s
+from heliotrope_server.servicers.routing import part_s, passed_on
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 STATUS_TIMEOUT_S = 2.0
@@ -71,7 +71,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ActivateSnapshot(self, request: pb.ActivateSnapshotRequest, context: Any) -> pb.ActivateSnapshotResponse:
         leader = self._leader()
         if leader is not None:
-            call = leader.admin.ActivateSnapshot(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = leader.admin.ActivateSnapshot(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
         async with self._activation.switching:
             previous = self._engine.catalogue.version
@@ -79,7 +79,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 version = request.snapshot_version or self._store.current()
             except IndexerError as error:
                 raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
-            map_error = await self._switch(version, "activate", remaining_s(context))
+            map_error = await self._switch(version, "activate", part_s(context))
             return pb.ActivateSnapshotResponse(
                 snapshot_version=version,
                 previous_snapshot_version=previous,
@@ -89,7 +89,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def RollBackSnapshot(self, request: pb.RollBackSnapshotRequest, context: Any) -> pb.RollBackSnapshotResponse:
         leader = self._leader()
         if leader is not None:
-            call = leader.admin.RollBackSnapshot(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = leader.admin.RollBackSnapshot(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
         async with self._activation.switching:
             try:
@@ -99,13 +99,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 raise SnapshotUnusableError("NO_PREVIOUS_SNAPSHOT", str(error)) from error
             except IndexerError as error:
                 raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
-            await self._switch(version, "roll back", remaining_s(context))
+            await self._switch(version, "roll back", part_s(context))
             return pb.RollBackSnapshotResponse(snapshot_version=version)
 
     async def RollBackWeights(self, request: pb.RollBackWeightsRequest, context: Any) -> pb.RollBackWeightsResponse:
         leader = self._leader()
         if leader is not None:
-            call = leader.admin.RollBackWeights(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = leader.admin.RollBackWeights(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
         learning = self._engine.learning
         if learning is None or learning.leader is None:

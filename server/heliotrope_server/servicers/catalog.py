@@ -18,7 +18,7 @@ from heliotrope_server.event import check_id
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.record_log import RecordLog
 from heliotrope_server.servicers.item_attributes import checked_attributes, lay_attributes
-from heliotrope_server.servicers.routing import Router, passed_on, remaining_s, unreachable
+from heliotrope_server.servicers.routing import Router, part_s, passed_on, unreachable
 
 MAX_BATCH = 256
 MAX_PAGE = 1000
@@ -46,7 +46,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         writer = self._router.catalogue_writer()
         if writer is not None:
             return await passed_on(
-                writer, writer.catalog.UpsertItems(request, timeout=remaining_s(context), wait_for_ready=True)
+                writer, writer.catalog.UpsertItems(request, timeout=part_s(context), wait_for_ready=True)
             )
         if len({item.item_id for item in items}) < len(items):
             raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
@@ -59,7 +59,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         writer = self._router.catalogue_writer()
         if writer is not None:
             return await passed_on(
-                writer, writer.catalog.DeleteItems(request, timeout=remaining_s(context), wait_for_ready=True)
+                writer, writer.catalog.DeleteItems(request, timeout=part_s(context), wait_for_ready=True)
             )
         async with self._writing:
             ids = list(dict.fromkeys(request.item_ids))
@@ -160,7 +160,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         calls = [
             peer.internal.CatchUpCatalog(
                 peer_pb2.CatchUpCatalogRequest(sequence=last),
-                timeout=min(PEER_TIMEOUT_S, remaining_s(context)),
+                timeout=min(PEER_TIMEOUT_S, part_s(context)),
                 wait_for_ready=True,
             )
             for peer in self._router.peers.others

@@ -9,7 +9,7 @@ from heliotrope_server.engine import Engine
 from heliotrope_server.errors import FeedbackOffError, InvalidArgumentError
 from heliotrope_server.event import check_id
 from heliotrope_server.learning.impression import MAX_PLACES
-from heliotrope_server.servicers.routing import Router, passed_on, remaining_s
+from heliotrope_server.servicers.routing import Router, part_s, passed_on
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
@@ -20,7 +20,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     async def RecordFeedback(self, request: pb.RecordFeedbackRequest, context: Any) -> pb.RecordFeedbackResponse:
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            call = owner.feedback.RecordFeedback(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = owner.feedback.RecordFeedback(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(owner, call)
         learning = self._engine.learning
         if learning is None:

@@ -12,7 +12,7 @@ from heliotrope_server.engine import Engine, check_segments
 from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import UserEvent, check_id
 from heliotrope_server.profile import Profile
-from heliotrope_server.servicers.routing import Router, passed_on, relayed, remaining_s
+from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed
 
 UPDATABLE = ("declared_interests", "segments")
 
@@ -30,7 +30,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         owner = self._router.owner(request.user_id)
         if owner is not None:
             return await passed_on(
-                owner, owner.profiles.GetProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+                owner, owner.profiles.GetProfile(request, timeout=part_s(context), wait_for_ready=True)
             )
         time_s = request.read_time.ToNanoseconds() / 1e9 if request.HasField("read_time") else None
         return pb.GetProfileResponse(profile=self._message(self._engine.profile(request.user_id), time_s))
@@ -40,7 +40,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         owner = self._router.owner(request.user_id)
         if owner is not None:
             return await passed_on(
-                owner, owner.profiles.UpdateProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+                owner, owner.profiles.UpdateProfile(request, timeout=part_s(context), wait_for_ready=True)
             )
         fields = set(request.update_mask.paths) or set(UPDATABLE)
         for name in sorted(fields):
@@ -62,7 +62,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         owner = self._router.owner(request.user_id)
         if owner is not None:
             return await passed_on(
-                owner, owner.profiles.DeleteProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+                owner, owner.profiles.DeleteProfile(request, timeout=part_s(context), wait_for_ready=True)
             )
         return pb.DeleteProfileResponse(deleted_event_count=await self._engine.forget(request.user_id))
 
@@ -72,7 +72,7 @@ class ProfileServicer(profile_pb2_grpc.ProfileServiceServicer):
         check_id("user_id", request.user_id)
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            call = owner.profiles.ExportProfile(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = owner.profiles.ExportProfile(request, timeout=part_s(context), wait_for_ready=True)
             try:
                 async for part in call:
                     yield part

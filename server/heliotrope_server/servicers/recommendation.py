@@ -17,7 +17,7 @@ from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
 from heliotrope_server.servicers.item_filter import item_filter
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
-from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed, remaining_s
+from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed
 
 MAX_BATCH = 256
 MAX_IN_FLIGHT = 64
@@ -49,7 +49,7 @@ class RecommendationServicer:
         """RecommendResponse."""
         owner = self._router.owner(request.user_id)
         if owner is not None:
-            call = owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = owner.recommendations.Recommend(request, timeout=part_s(context), wait_for_ready=True)
             return (await passed_on(owner, call)).SerializeToString()
         return self._response(request.user_id, await self._asked(request, context))
 
@@ -125,7 +125,7 @@ class RecommendationServicer:
                 return _Asked(request.user_id, self._asked(request, context))
             except RequestError as error:
                 return _Asked(request.user_id, error)
-        call = owner.recommendations.Recommend(request, timeout=remaining_s(context), wait_for_ready=True)
+        call = owner.recommendations.Recommend(request, timeout=part_s(context), wait_for_ready=True)
         return _Asked(request.user_id, asyncio.ensure_future(passed_on(owner, call)))
 
     async def _streamed(self, asked: "_Asked") -> bytes:

@@ -51,17 +51,12 @@ class Router:
         return self.peers.catalogue_writer() if self.forward else None
 
 
-def remaining_s(context: Any) -> float:
-    """Seconds until the caller's deadline; calls between shards always have one."""
-    remaining = context.time_remaining()
-    return DEFAULT_TIMEOUT_S if remaining is None else max(float(remaining), 0.001)
-
-
 def part_s(context: Any) -> float:
-    """Seconds for another shard's part of a call: less than the caller has left, so that the parts of the others still
-    arrive when one does not answer.
+    """Seconds for another shard's part of a call: less than the caller has left, so that it hears which shard does not
+    answer, and the parts of the others still arrive. Calls between shards always have a deadline.
     """
-    return PART * remaining_s(context)
+    remaining = context.time_remaining()
+    return PART * (DEFAULT_TIMEOUT_S if remaining is None else max(float(remaining), 0.001))
 
 
 async def passed_on(peer: Peer, call: Awaitable[T]) -> T:
@@ -85,7 +80,7 @@ def relayed(peer: Peer, error: grpc.aio.AioRpcError) -> RequestError:
     status = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
     if status is None or not any(detail.Unpack(info) for detail in status.details):
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and peer.connected:
             return DeadlinePassedError("DEADLINE_PASSED", f"shard {peer.index} did not answer in time")
         if error.code() is grpc.StatusCode.CANCELLED:
             return OverloadedError(
