@@ -45,6 +45,7 @@ from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.learning_exchange import LEADER, announce_weights, forward_for_ever
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.peer_socket import PeerSocket
 from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
 from heliotrope_server.record_log import RecordLog
@@ -148,11 +149,16 @@ class Shard:
         add_services = partial(
             self._add_services, engine, activation, store, served, peers, catalogue_log, events, texts
         )
-        # What another shard passes on was admitted there, over one connection.
-        internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
-        add_services([internal], public=False)
-        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation, served), internal)
-        internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
+        peer_servicer = PeerServicer(engine, activation, served)
+
+        def make_internal() -> Any:
+            # What another shard passes on was admitted there, over one connection.
+            made = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
+            add_services([made], public=False)
+            peer_pb2_grpc.add_PeerServiceServicer_to_server(peer_servicer, made)
+            return made
+
+        internal = PeerSocket(settings.sockets[settings.index], make_internal)
         options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
         lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
         add_services(lanes, public=True)
@@ -161,12 +167,14 @@ class Shard:
             reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], lane)
             self._listen(lane)
 
-        for each in [internal, *lanes]:
-            await each.start()
+        await internal.open()
+        for lane in lanes:
+            await lane.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
         follow = asyncio.create_task(catch_up_for_ever(activation, served))
+        keep_socket = asyncio.create_task(internal.keep_for_ever())
         forward = self._start_learning(engine.learning, peers)
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
@@ -183,7 +191,8 @@ class Shard:
         follow.cancel()
         await health_servicer.enter_graceful_shutdown()
         await asyncio.gather(*(lane.stop(server.drain_s) for lane in lanes))
-        await internal.stop(server.drain_s)
+        keep_socket.cancel()
+        await internal.close(server.drain_s)
         exchange.cancel()
         if forward is not None:
             forward.cancel()
