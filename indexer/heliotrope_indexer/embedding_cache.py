@@ -69,7 +69,8 @@ class EmbeddingCache:
     ) -> tuple[NDArray[np.float32], int, int]:
         """Pooled vectors (n, D) of all texts, how many texts were newly encoded and how many are cut short.
 
-        `progress` is told how many further texts are done. Raises EmbeddingCacheError for a damaged entry.
+        `progress` is told how many further texts are done. Raises EmbeddingCacheError for a damaged entry and
+        a disk that takes no more.
         """
         width = encoder.dimension
         keys = [_key(encoder.model_version, encoder.variant, text) for text in texts]
@@ -91,15 +92,25 @@ class EmbeddingCache:
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
             encoded = encoder.encode([texts[rows[key][0]] for key in batch])
-            with self._store.begin(write=True) as transaction:
-                for at, key in enumerate(batch):
-                    vector = np.ascontiguousarray(encoded.vectors[at], dtype=np.float32)
-                    transaction.put(key, bytes([bool(encoded.truncated[at])]) + vector.tobytes())
-                    vectors[rows[key]] = vector
-                    cut[rows[key]] = encoded.truncated[at]
+            entries = []
+            for at, key in enumerate(batch):
+                vector = np.ascontiguousarray(encoded.vectors[at], dtype=np.float32)
+                entries.append((key, bytes([bool(encoded.truncated[at])]) + vector.tobytes()))
+                vectors[rows[key]] = vector
+                cut[rows[key]] = encoded.truncated[at]
+            self._keep(entries)
             if progress:
                 progress(sum(len(rows[key]) for key in batch))
         return vectors, len(missing), int(cut.sum())
+
+    def _keep(self, entries: list[tuple[bytes, bytes]]) -> None:
+        """Commits a batch. Raises EmbeddingCacheError when the disk does not take it."""
+        try:
+            with self._store.begin(write=True) as transaction:
+                for key, value in entries:
+                    transaction.put(key, value)
+        except lmdb.Error as error:
+            raise EmbeddingCacheError(f"the embedding cache {self.path} cannot be written: {error}") from error
 
     def _decoded(self, value: memoryview, width: int) -> tuple[NDArray[np.float32], bool]:
         if len(value) != 1 + 4 * width:

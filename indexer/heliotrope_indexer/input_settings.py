@@ -107,6 +107,9 @@ def run_command(
         return _failed(name, str(error), 2)
     except (IndexerError, ExportError) as error:
         return _failed(name, str(error), 1)
+    except OSError as error:
+        # A disk that is full, or cannot be written.
+        return _failed(name, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     return 0
 
 

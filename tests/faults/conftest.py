@@ -1,5 +1,6 @@
 """Small real disks for the tests of storage faults."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,19 +33,19 @@ def small_disk(tmp_path: Path) -> Iterator["SmallDisk"]:
 
 
 class SmallDisk:
-    """`fill` leaves no room for a single block; `free` gives it back."""
+    """`fill` leaves no room but for `spare` bytes, 0: not for a single block; `free` gives it back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ballast = folder / "ballast"
 
-    def fill(self) -> None:
+    def fill(self, spare: int = 0) -> None:
         with self._ballast.open("ab", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(1 << 16))
             except OSError:
-                pass
+                os.truncate(self._ballast, max(self._ballast.stat().st_size - spare, 0))
 
     def free(self) -> None:
         self._ballast.unlink()

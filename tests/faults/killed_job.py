@@ -13,7 +13,7 @@ STEPS = {
     *("rename", "replace", "link", "unlink", "remove", "rmdir", "mkdir", "put", "drop", "commit"),
 }
 """Calls to compiled code that change what is on a disk, and those that open something to do so."""
-MODULES = ["heliotrope_server.backup", "heliotrope_server.restore", "heliotrope_server.layout"]
+MODULES = ["heliotrope_server.backup", "heliotrope_server.restore", "heliotrope_server.build_command"]
 """Imported once, in the process that all others are forked from."""
 
 
