@@ -40,6 +40,8 @@ class Activation:
 
     def commit(self, version: str) -> float:
         """Swaps to the prepared snapshot; returns the relative error of the map for folded sums."""
+        if self._prepared is None and self._engine.catalogue.version == version:
+            return 0.0  # it has caught up already
         if self._prepared is None or self._prepared[0].version != version:
             raise SnapshotUnusableError(
                 "SNAPSHOT_NOT_PREPARED",
@@ -59,9 +61,12 @@ class Activation:
         """
         async with self._catching_up:
             version = served.read()
+            prepared = self._prepared is not None and self._prepared[0].version == version
             if self._engine.catalogue.version == version:
+                if prepared:
+                    self._prepared = None  # it was activated again: there is nothing to swap
                 return 0.0
-            if self._prepared is None or self._prepared[0].version != version:
+            if not prepared:
                 await self.prepare(version)
             return self.commit(version)
 

@@ -6,6 +6,7 @@ from heliotrope_server.activation import Activation
 from heliotrope_server.answerer import Question
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.served_version import ServedVersion
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -77,6 +78,28 @@ async def test_a_catalogue_with_no_shared_items_admits_that_nothing_can_be_carri
         await activation.prepare(version)
         assert activation.commit(version) == 1.0
         assert (await engine.recommend(Question("u0", 5))).result.item_ids
+
+
+async def test_a_shard_that_missed_a_switch_catches_up_with_what_is_served(tmp_path):
+    served = worlds.catalogue(tmp_path)
+    said = ServedVersion(tmp_path)
+    async with worlds.engine(tmp_path, served) as engine:
+        activation = Activation(engine, SnapshotStore(tmp_path / "store"))
+        said.write(served.version)
+        # Published, and even prepared, but served by nobody yet.
+        version = worlds.publish(tmp_path / "store", seed=3)
+        await activation.prepare(version)
+        assert await activation.catch_up(said) == 0.0
+        assert engine.catalogue.version == served.version
+        said.write(version)
+        await activation.prepare(served.version)
+        await activation.catch_up(said)
+        assert engine.catalogue.version == version
+        assert activation.commit(version) == 0.0
+        said.write("20200101T000000Z-0123456789ab")
+        with pytest.raises(SnapshotUnusableError):
+            await activation.catch_up(said)
+        assert engine.catalogue.version == version
 
 
 async def test_committing_what_was_not_prepared_is_refused(tmp_path):
