@@ -1,13 +1,19 @@
 """The text encoder, run in a thread of its own so that it never holds up the event loop.
 
-A text is encoded only if nobody has encoded it lately: neither this server, nor a rebuild beside it.
+A text is encoded only if nobody has encoded it lately: neither this server, nor a rebuild beside it. Calls take turns,
+a few texts at a time, so that a question does not wait for a catalogue; more than can be encoded soon is refused.
 """
 
 import asyncio
 import logging
+import os
+import sys
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +23,20 @@ from heliotrope_export import TextEncoder
 from heliotrope_indexer.embedding_cache import EmbeddingCache, KnownText
 from heliotrope_indexer.errors import EmbeddingCacheError
 from heliotrope_indexer.snapshot import CatalogItem
-from heliotrope_server.errors import EncoderNotLoadedError
+from heliotrope_server.errors import EncoderNotLoadedError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
 RECENT_TEXTS = 4096
 """Texts whose vectors are kept: 6 MiB of 384 dimensions."""
+PATIENCE_S = 5.0
+"""Texts that would be embedded later than this are refused."""
+NICENESS = 10
+"""Of the encoder's thread, where threads have one: requests that need no encoder go first."""
+_TURN = 32
+"""Texts of one call that are encoded before another call has its turn."""
+_OVERHEAD = 16
+"""What a text costs beside its characters, in characters."""
 
 
 class Embedder:
@@ -31,7 +45,9 @@ class Embedder:
     def __init__(self, encoder: TextEncoder | None, rebuilds: Path | None = None) -> None:
         """`rebuilds` is the embedding cache that rebuilds keep, if there is one; it is only read."""
         self._encoder = encoder
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder", initializer=_stand_back)
+        self._waiting = 0  # characters, those that are being encoded included
+        self._s_per_character = 0.0
         self._recent: OrderedDict[str, KnownText] = OrderedDict()
         self._rebuilds = rebuilds
         self._cache: EmbeddingCache | None = None
@@ -64,7 +80,37 @@ class Embedder:
             raise EncoderNotLoadedError(
                 "ENCODER_NOT_LOADED", "this needs the text encoder; start the server with --model"
             )
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, self._encoder, texts)
+        with self._admitted(sum(map(len, texts)) + _OVERHEAD * len(texts)):
+            loop, found = asyncio.get_running_loop(), list[KnownText]()
+            for start in range(0, len(texts), _TURN):
+                turn = texts[start : start + _TURN]
+                found += await loop.run_in_executor(self._thread, self._timed, self._encoder, turn)
+            return found
+
+    @contextmanager
+    def _admitted(self, characters: int) -> Iterator[None]:
+        """Counts texts as waiting while the block runs. Raises OverloadedError when they would wait too long."""
+        wait_s = (self._waiting + characters) * self._s_per_character
+        if self._waiting and wait_s > PATIENCE_S:
+            raise OverloadedError(
+                f"the encoder is busy with {self._waiting} characters; with the {characters} of this call it would "
+                f"take {wait_s:.1f} s, more than {PATIENCE_S} s",
+                retry_after_s=wait_s - PATIENCE_S,
+                value=round(wait_s, 3),
+                limit=PATIENCE_S,
+            )
+        self._waiting += characters
+        try:
+            yield
+        finally:
+            self._waiting -= characters
+
+    def _timed(self, encoder: TextEncoder, texts: Sequence[str]) -> list[KnownText]:
+        start = time.monotonic()
+        found = self._encode(encoder, texts)
+        took = (time.monotonic() - start) / (sum(map(len, texts)) + _OVERHEAD * len(texts))
+        self._s_per_character += 0.2 * (took - self._s_per_character) if self._s_per_character else took
+        return found
 
     def _encode(self, encoder: TextEncoder, texts: Sequence[str]) -> list[KnownText]:
         """In the thread of the encoder, which alone uses what is kept."""
@@ -97,3 +143,9 @@ class Embedder:
             logger.warning("every new text is encoded: %s", error)
             self._rebuilds = self._cache = None
             return {}
+
+
+def _stand_back() -> None:
+    # Linux has a niceness for each thread; elsewhere it would be that of the process.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -1,5 +1,7 @@
 """A text is encoded once, whether this server or a rebuild beside it saw it first."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from heliotrope_indexer.embedding_cache import EmbeddingCache
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server import embedder as module
 from heliotrope_server.embedder import Embedder
+from heliotrope_server.errors import OverloadedError
 from tests.indexer.conftest import WordEncoder
 
 
@@ -52,4 +55,53 @@ async def test_a_cache_that_cannot_be_read_is_done_without(tmp_path: Path, caplo
         np.testing.assert_array_equal(await embedder.embed([text]), WordEncoder().encode([text]).vectors)
     assert encoder.encoded == ["one", "two"]
     assert [record.levelname for record in caplog.records] == ["WARNING"] and str(tmp_path) in caplog.text
+    embedder.close()
+
+
+class HeldEncoder(WordEncoder):
+    """Encodes only while `free` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.busy = threading.Event(), threading.Event()
+
+    def encode(self, texts):
+        self.busy.set()
+        assert self.free.wait(30.0)
+        return super().encode(texts)
+
+
+async def test_a_question_does_not_wait_for_a_catalogue() -> None:
+    encoder = HeldEncoder()
+    embedder = Embedder(encoder)
+    catalogue = asyncio.create_task(embedder.embed([f"text {number}" for number in range(200)]))
+    await asyncio.to_thread(encoder.busy.wait, 30.0)
+    question = asyncio.create_task(embedder.embed(["a question"]))
+    await asyncio.sleep(0)
+    encoder.free.set()
+    await question
+    assert "text 0" in encoder.encoded and encoder.encoded.index("a question") < 100
+    np.testing.assert_array_equal(await catalogue, WordEncoder().encode([f"text {n}" for n in range(200)]).vectors)
+    embedder.close()
+
+
+async def test_what_would_wait_too_long_is_refused_with_a_hint_and_admitted_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = HeldEncoder()
+    embedder = Embedder(encoder)
+    encoder.free.set()
+    await embedder.embed(["how long a text takes is measured here"])
+    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    encoder.free.clear()
+    # Alone it is admitted, however long it takes.
+    first = asyncio.create_task(embedder.embed(["the first"]))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="with the 26 of this call") as refused:
+        await embedder.embed(["the second"])
+    assert refused.value.retry_after_s > 0.0
+    encoder.free.set()
+    await first
+    await embedder.embed(["the second"])
+    assert encoder.encoded[1:] == ["the first", "the second"]
     embedder.close()

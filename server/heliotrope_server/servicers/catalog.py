@@ -53,9 +53,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         if len({item.item_id for item in items}) < len(items):
             raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
         with self._gate.hold(request.ByteSize()):
-            async with self._writing:
-                known = known_vectors(request.items, self._engine.catalogue.snapshot)
-                return await self._upsert(items, known, context)
+            return await self._upsert(items, request.items, context)
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Any) -> pb.DeleteItemsResponse:
         _check_size("item_ids", len(request.item_ids), MAX_BATCH)
@@ -127,18 +125,23 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         )
 
     async def _upsert(
-        self, items: list[CatalogItem], known: dict[str, NDArray[np.float32]], context: Any
+        self, items: list[CatalogItem], messages: Iterable[pb.Item], context: Any
     ) -> pb.UpsertItemsResponse:
-        """`known` has vectors (D,) of texts by item id."""
-        replaced = sum(self._engine.knows_item(item.item_id) for item in items)
-        changed = [item for item in items if item.item_id in known or not self._is_served(item)]
-        truncated: list[str] = []
-        if changed:
-            entries, truncated = await self._embedded(changed, known)
-            await self._write([encode_upsert(entry) for entry in entries], context)
-        return pb.UpsertItemsResponse(
-            created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
-        )
+        """`items` are those of the messages, checked."""
+        while True:
+            catalogue = self._engine.catalogue
+            known = known_vectors(messages, catalogue.snapshot)
+            changed = [item for item in items if item.item_id in known or not self._is_served(item)]
+            entries, truncated = await self._embedded(changed, known) if changed else ([], [])
+            async with self._writing:
+                if self._engine.catalogue is not catalogue:
+                    continue  # what the items keep of those they replace is of another snapshot now
+                replaced = sum(self._engine.knows_item(item.item_id) for item in items)
+                if entries:
+                    await self._write([encode_upsert(entry) for entry in entries], context)
+            return pb.UpsertItemsResponse(
+                created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
+            )
 
     def _is_served(self, item: CatalogItem) -> bool:
         row = self._engine.catalogue.row_of(item.item_id)
