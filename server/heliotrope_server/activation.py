@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 NO_MAP_ERROR = 1.0
 CATCH_UP_INTERVAL_S = 0.5
+FAILED_CATCH_UP_WAIT_S = 10.0
+"""Each try reads and hashes a whole snapshot."""
 
 
 class Activation:
@@ -92,13 +94,17 @@ async def catch_up_for_ever(activation: Activation, served: ServedVersion) -> No
     while True:
         try:
             await activation.catch_up(served)
-        except SnapshotUnusableError as error:
+            wait_s = CATCH_UP_INTERVAL_S
+        except (SnapshotUnusableError, OSError) as error:
             logger.error("this shard cannot serve what the others do: %s", error)
-        await asyncio.sleep(CATCH_UP_INTERVAL_S)
+            wait_s = FAILED_CATCH_UP_WAIT_S
+        await asyncio.sleep(wait_s)
 
 
 def check_model(snapshot: Snapshot, engine: Engine) -> None:
-    """Raises SnapshotUnusableError when the loaded encoder is not the one that the snapshot was built with."""
+    """Raises SnapshotUnusableError when the loaded encoder is not the one that the snapshot was built with, or there is
+    none and live items have vectors of another.
+    """
     wanted = snapshot.manifest.model_version
     if engine.embedder.model_version not in ("", wanted):
         raise SnapshotUnusableError(
@@ -108,6 +114,17 @@ def check_model(snapshot: Snapshot, engine: Engine) -> None:
             version=snapshot.version,
             model=wanted,
         )
+    if not engine.embedder.model_version:
+        # Without an encoder nobody can embed them anew.
+        others = engine.changes.models(snapshot) - {wanted}
+        if others:
+            raise SnapshotUnusableError(
+                "MODEL_MISMATCH",
+                f"snapshot {snapshot.version} was built with model {wanted}, live items have vectors of "
+                f"{', '.join(sorted(others))}; start the server with --model",
+                version=snapshot.version,
+                model=wanted,
+            )
 
 
 def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set[str]) -> None:
