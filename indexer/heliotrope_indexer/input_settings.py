@@ -108,9 +108,15 @@ def run_command(
     except (IndexerError, ExportError) as error:
         return _failed(name, str(error), 1)
     except OSError as error:
-        # A disk that is full, or cannot be written.
-        return _failed(name, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        return _failed(name, _of_the_disk(error), 1)
     return 0
+
+
+def _of_the_disk(error: OSError) -> str:
+    if error.errno is None:
+        # NumPy says no more than how much was taken.
+        return f"a file could not be written whole ({error}): is the disk full?"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _mapping(text: str) -> dict[str, str]:

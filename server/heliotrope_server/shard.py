@@ -76,6 +76,13 @@ PENDING_OPTIONS = [
     ("grpc.server.max_pending_requests", 128),
     ("grpc.server.max_pending_requests_hard_limit", 160),
 ]
+KEEPALIVE_OPTIONS = [
+    # A client whose machine or network went away says no goodbye: its connection would be held for ever.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 INTAKE_BYTES = 32 << 20
 """Of events that may wait for the disk of a shard, and of texts for its encoder."""
 SWITCH_INTERVAL_S = 0.0005
@@ -161,7 +168,7 @@ class Shard:
             return made
 
         internal = PeerSocket(settings.sockets[settings.index], make_internal)
-        options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
+        options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, *KEEPALIVE_OPTIONS, ("grpc.so_reuseport", 1)]
         lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
         add_services(lanes, public=True)
         for lane in lanes:

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import random
+import signal
 import socket
+import subprocess
+import sys
 
 import grpc
 import pytest
@@ -101,6 +104,33 @@ def test_thousands_of_connections_come_and_go_and_leave_nothing_open(server):
     with Client(server.address, timeout_s=30.0) as client:
         assert client.recommend("u1").recommendations
     assert settled(lambda: open_files(server), before + 20) <= before + 20
+
+
+VANISHING = """
+import sys
+import grpc
+channels = [grpc.insecure_channel(sys.argv[1], options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(20)]
+for channel in channels:
+    grpc.channel_ready_future(channel).result(timeout=60)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not LONG, reason="a client is given 80 s to show that it is there: HELIOTROPE_LONG_FAULTS=1")
+def test_connections_of_a_client_that_is_gone_without_goodbye_are_closed(server):
+    before = open_files(server)
+    command = [sys.executable, "-c", VANISHING, server.address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout.readline() == "connected\n"
+        connected = open_files(server)
+        assert connected >= before + 20
+        # Its machine takes what is sent, and nobody is there to answer: as behind a network that was cut.
+        client.send_signal(signal.SIGSTOP)
+        try:
+            assert settled(lambda: open_files(server), before + 5, tries=3_000) <= before + 5
+        finally:
+            client.kill()
 
 
 async def test_a_reader_that_never_reads_is_waited_for_and_not_stored_for(server):
