@@ -1,7 +1,9 @@
 """The Unix socket on which a shard listens for the other shards."""
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,11 @@ class PeerSocket:
         self._server: Any = None
 
     async def open(self) -> None:
-        """Listens, in a folder that only this user can enter."""
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        """Listens, in a folder that only this user can enter. Raises OSError or RuntimeError where that can't be."""
+        folder = self._path.parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "others may enter this folder", str(folder))
         self._server = self._make_server()
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()
@@ -39,7 +44,10 @@ class PeerSocket:
                 logger.warning("the socket %s was removed and is made again", self._path)
                 # First: a server that ends removes whatever has the name of its socket.
                 await self._server.stop(CHECK_INTERVAL_S)
-                await self.open()
+                try:
+                    await self.open()
+                except (OSError, RuntimeError) as error:
+                    logger.error("the other shards cannot reach this one: %s", error)
 
     async def close(self, grace_s: float) -> None:
         """Lets running calls finish for `grace_s`."""
