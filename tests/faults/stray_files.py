@@ -8,7 +8,7 @@ from heliotrope_server.backup_store import BackupStore
 from heliotrope_server.supervisor import socket_prefix
 
 _DATA_FILES = re.compile(
-    r"LOCK|SERVED|layout\.json|audit\.key|audit/.+\.jsonl|catalogue/\d{20}\.log|weights/.+|"
+    r"LOCK|SERVED|layout\.json|(\.audit\.key\.lock|audit\.key)|audit/.+\.jsonl|catalogue/\d{20}\.log|weights/.+|"
     r"g-[0-9a-f]{12}/shard-\d{3}/(LOCK|log/\d{20}\.log|profiles/(data|lock)\.mdb|impressions/\d{20}\.log)"
 )
 

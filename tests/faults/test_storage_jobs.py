@@ -8,12 +8,14 @@ import json
 import random
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.access.audit_log import audit_key
 from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.backup import take_backup
 from heliotrope_server.backup_store import BackupStore
@@ -143,6 +145,20 @@ def test_a_removal_that_is_killed_is_finished_by_the_next(tmp_path, snapshots):
         assert strays(snapshots.path) == []
         assert list((tmp_path / "store" / "rejects").iterdir()) == []
         shutil.move(tmp_path / "kept", tmp_path / "store" / second)
+    assert step > 3
+
+
+def test_a_key_that_is_made_by_many_at_once_or_killed_is_one_key(tmp_path):
+    for step in steps(10):
+        data = tmp_path / f"data-{step}"
+        data.mkdir()
+        killed = killed_at(step, audit_key, data)
+        with ThreadPoolExecutor(8) as pool:
+            keys = set(pool.map(audit_key, [data] * 8))
+        assert len(keys) == 1 and len(keys.pop()) == 32
+        assert strays(data) == strange_files(data) == []
+        if not killed:
+            break
     assert step > 3
 
 

@@ -7,6 +7,7 @@ in it as keyed hashes: DATA/audit.key tells whether a line is about a user whose
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -77,20 +78,27 @@ class AuditLog:
 def audit_key(data: Path) -> bytes:
     """The key of the pseudonyms in a data folder; made when there is none."""
     path = data / KEY_FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != 32:
-            raise AuditLogError(f"{path} has {len(key)} bytes, not 32") from None
-        return key
-    key = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(data)
+    if not path.exists():
+        _make_key(path)
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise AuditLogError(f"{path} has {len(key)} bytes, not 32")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """All shards of a new folder want it at once: one makes it, whole before it has its name, and the others wait."""
+    with path.with_name(f".{KEY_FILE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        aside = path.with_name(f".{KEY_FILE}")
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+        sync_folder(path.parent)
 
 
 def pseudonym(key: bytes, user_id: str) -> str:
