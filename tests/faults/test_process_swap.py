@@ -17,7 +17,7 @@ from tests.faults.process_world import LONG
 from tests.faults.stray_files import strays
 from tests.server import worlds
 
-ROUNDS = 100 if LONG else 6
+ROUNDS = 100 if LONG else 5
 SHARDS = 2
 USERS = [f"user-{number}" for number in range(20)]
 

@@ -171,7 +171,7 @@ def problems(check, *arguments):
 def test_a_backup_that_is_killed_leaves_the_older_ones_whole_and_the_next_one_ends(tmp_path):
     data, backups = shutil.copytree(FIXTURE / "data", tmp_path / "data"), tmp_path / "backups"
     store = BackupStore(str(backups))
-    for step in steps(8):
+    for step in steps(5):
         before = set(store.backup_ids())
         killed = killed_at(step, back_up, data, backups)
         assert store.backup_ids() or not before
@@ -192,7 +192,7 @@ def test_a_backup_that_is_killed_leaves_the_older_ones_whole_and_the_next_one_en
 async def test_a_restore_that_is_killed_is_no_data_folder_and_can_be_repeated(tmp_path):
     back_up(FIXTURE / "data", tmp_path / "backups")
     snapshot = SnapshotStore(FIXTURE / "snapshots").open()
-    for step in steps(8):
+    for step in steps(5):
         new = tmp_path / "new"
         killed = killed_at(step, restore_newest, tmp_path / "backups", new)
         if not killed or (new / "layout.json").exists():
@@ -218,7 +218,7 @@ def test_shards_that_are_cut_anew_lose_nobody_wherever_that_is_killed(tmp_path):
     copy = shutil.copytree(FIXTURE / "data", tmp_path / "copy")
     expected = events_of(copy)
     assert sum(expected.values()) > 50
-    for step in steps(6):
+    for step in steps(3):
         data = shutil.copytree(FIXTURE / "data", tmp_path / f"data-{step}")
         killed = killed_at(step, cut, data, 2)
         cut(data, 2)
