@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
-from heliotrope_server.errors import DataFolderError
+from heliotrope_server.errors import DataFolderError, ProfileDamagedError
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.peers import slot_of
 from heliotrope_server.popularity import LivePopularity
@@ -163,7 +163,13 @@ async def _reshard(
         await engine.stop(close_store=False)
         last_lsns[index] = engine.applied_lsn
         for user_id in list(engine.store.user_ids()):
-            profile = engine.profile(user_id)
+            try:
+                profile = engine.profile(user_id)
+            except ProfileDamagedError as error:
+                raise DataFolderError(
+                    f"{old.shards} shards cannot be cut into {shards}: {error}; start with --shards {old.shards}, or "
+                    "run `heliotrope repair` (docs/backup.md)"
+                ) from error
             profile.lsn = 0
             stores[owner[slot_of(user_id)]].adopt(profile)
         popularity.merge_peer(index, *engine.popularity.changes(0), engine.popularity.landmark_s, {})

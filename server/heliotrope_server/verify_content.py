@@ -5,20 +5,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.catalogue_log import DELETE, UPSERT, decode_upsert
 from heliotrope_server.data_source import CheckpointState, StoreEntry, checkpoint_state
-from heliotrope_server.engine import RECORD_DECLARE, RECORD_DELETE, RECORD_EVENT, RECORD_SEGMENTS
 from heliotrope_server.errors import LogCorruptError, ServerError
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
+from heliotrope_server.event_records import RECORD_DECLARE, RECORD_DELETE, RECORD_EVENT, RECORD_SEGMENTS
 from heliotrope_server.interest import GainTable
 from heliotrope_server.layout import Layout
 from heliotrope_server.profile_codec import decode_profile
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
+from heliotrope_server.store_values import META_KEY, POPULARITY_KEY, decode_counts, decode_heard, decode_segments
+from heliotrope_server.value_checksum import has_checksum
 
 _RECORD_SIZES = {RECORD_EVENT: 2 + len(UserEvent._fields), RECORD_DECLARE: 7, RECORD_DELETE: 3, RECORD_SEGMENTS: 4}
 
@@ -137,9 +138,10 @@ def _check_impressions(source: Source, folder: str, report: Report) -> None:
 
 def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
     """Checks one profile store; returns what its checkpoint says."""
-    state, newest_lsn = CheckpointState(), 0
+    state, newest_lsn, unchecked = CheckpointState(), 0, 0
     try:
         for entry in source.store_entries(folder):
+            unchecked += entry.key != META_KEY and not has_checksum(entry.value)
             try:
                 state = checkpoint_state(entry) or state
                 newest_lsn = max(newest_lsn, _check_entry(entry, report))
@@ -147,6 +149,10 @@ def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
                 report.problems.append(f"{folder}, {entry.database} {entry.key!r}: {type(error).__name__}: {error}")
     except (ServerError, OSError) as error:
         report.problems.append(str(error))
+    if unchecked:
+        report.notes.append(
+            f"{folder} holds {unchecked} values of an earlier version, without a checksum until they are next saved"
+        )
     if newest_lsn > state.newest_lsn:
         report.problems.append(
             f"{folder} holds a profile of LSN {newest_lsn}, behind its checkpoint at {state.newest_lsn}"
@@ -156,12 +162,16 @@ def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
 
 def _check_entry(entry: StoreEntry, report: Report) -> int:
     """Decodes one value; returns the LSN of a profile, 0 of anything else."""
+    name, value = entry.key.decode(), entry.value
     if entry.database == "profiles":
         report.counts["profiles"] += 1
-        profile = decode_profile(entry.key.decode(), entry.value, _NO_SPACE)
-        profile.events.values()
-        return profile.lsn
-    msgpack.unpackb(entry.value)
+        return decode_profile(name, value, NO_SPACE).lsn
+    if entry.database == "heard":
+        decode_heard(name, value)
+    elif entry.database == "segments":
+        decode_segments(name, value)
+    elif entry.key == POPULARITY_KEY:
+        decode_counts(value)
     return 0
 
 
@@ -188,4 +198,4 @@ class _NoSpace:
         return None
 
 
-_NO_SPACE = _NoSpace()
+NO_SPACE = _NoSpace()
