@@ -39,7 +39,7 @@ def decode_meta(value: bytes) -> dict[str, Any]:
         raise DataFolderError(
             f"the profile store has format version {version}; this server reads 1 to {UNFINISHED_VERSION}"
         )
-    if version >= FORMAT_VERSION:
+    if version >= FORMAT_VERSION or "checked" in meta:
         meta = msgpack.unpackb(payload_of(META_KEY, meta["checked"]))
     return meta
 

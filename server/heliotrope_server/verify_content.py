@@ -18,7 +18,14 @@ from heliotrope_server.interest import GainTable
 from heliotrope_server.layout import Layout
 from heliotrope_server.profile_codec import decode_profile
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
-from heliotrope_server.store_values import META_KEY, POPULARITY_KEY, decode_counts, decode_heard, decode_segments
+from heliotrope_server.store_values import (
+    META_KEY,
+    POPULARITY_KEY,
+    decode_counts,
+    decode_heard,
+    decode_meta,
+    decode_segments,
+)
 from heliotrope_server.value_checksum import has_checksum
 
 _RECORD_SIZES = {RECORD_EVENT: 2 + len(UserEvent._fields), RECORD_DECLARE: 7, RECORD_DELETE: 3, RECORD_SEGMENTS: 4}
@@ -144,7 +151,7 @@ def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
             unchecked += entry.key != META_KEY and not has_checksum(entry.value)
             try:
                 state = checkpoint_state(entry) or state
-                newest_lsn = max(newest_lsn, _check_entry(entry, report))
+                newest_lsn = max(newest_lsn, check_entry(entry, report))
             except Exception as error:  # whatever decoding makes of damaged bytes
                 report.problems.append(f"{folder}, {entry.database} {entry.key!r}: {type(error).__name__}: {error}")
     except (ServerError, OSError) as error:
@@ -160,8 +167,11 @@ def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
     return state
 
 
-def _check_entry(entry: StoreEntry, report: Report) -> int:
-    """Decodes one value; returns the LSN of a profile, 0 of anything else."""
+def check_entry(entry: StoreEntry, report: Report) -> int:
+    """Decodes one value; returns the LSN of a profile, 0 of anything else.
+
+    Raises whatever decoding makes of damage.
+    """
     name, value = entry.key.decode(), entry.value
     if entry.database == "profiles":
         report.counts["profiles"] += 1
@@ -172,6 +182,8 @@ def _check_entry(entry: StoreEntry, report: Report) -> int:
         decode_segments(name, value)
     elif entry.key == POPULARITY_KEY:
         decode_counts(value)
+    elif entry.key == META_KEY:
+        decode_meta(value)
     return 0
 
 
