@@ -1,6 +1,6 @@
 """The records of a shard's event log, and what they do to a profile when they are read again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,34 @@ RECORD_EVENT = 1
 RECORD_DECLARE = 2
 RECORD_DELETE = 3
 RECORD_SEGMENTS = 4
+
+
+class LastRecords:
+    """The LSN of the last record of each user up to that of a checkpoint: as new as its profiles are in a sound store.
+
+    A disk that lost a write leaves an older profile, whose own checksum is right.
+    """
+
+    def __init__(self, until_lsn: int) -> None:
+        self._until_lsn = until_lsn
+        self._lsns: dict[str, int] = {}
+
+    def take(self, record: list[Any], lsn: int) -> None:
+        """Takes the records of one log in order. A deletion counts wherever it is: the store may be ahead with it."""
+        if record[0] == RECORD_DELETE:
+            self._lsns.pop(record[2], None)
+        elif lsn <= self._until_lsn:
+            self._lsns[record[2]] = lsn
+
+    def behind(self, held: Mapping[str, int]) -> dict[str, str]:
+        """What is wrong with profiles of which the store holds an older state than it should, or none, by user."""
+        return {
+            user_id: f"it is missing; the log holds records of it up to LSN {lsn}"
+            if user_id not in held
+            else f"it is of LSN {held[user_id]}; the log holds records of it up to LSN {lsn}"
+            for user_id, lsn in self._lsns.items()
+            if held.get(user_id, -1) < lsn
+        }
 
 
 def apply_to_profile(record: list[Any], lsn: int, profile: Profile, space: ItemSpace) -> None:

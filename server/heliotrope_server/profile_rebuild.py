@@ -3,16 +3,17 @@
 Live popularity and what was said of young items hold the part of these users already, so only the profiles are made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
 
-from heliotrope_server.data_source import DataSource
+from heliotrope_server.data_source import CheckpointState, DataSource, checkpoint_state
 from heliotrope_server.errors import BackupError
-from heliotrope_server.event_records import RECORD_DELETE, apply_to_profile
+from heliotrope_server.event_records import RECORD_DELETE, LastRecords, apply_to_profile
 from heliotrope_server.layout import log_folders
 from heliotrope_server.peers import slot_of
 from heliotrope_server.profile import ItemSpace, Profile
@@ -40,47 +41,40 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild_profiles(data: Path, index: int, space: ItemSpace, folding: Folding) -> list[Rebuilt]:
-    """Makes those profiles of a shard anew that cannot be read or are missing. Its server is stopped.
+    """Makes those profiles of a shard anew that cannot be read, are older than the log says, or missing.
 
-    `space` is the catalogue that is served next. Returns nothing, and changes nothing, for a sound store. Raises
-    BackupError where more than profiles is damaged, DataFolderError for a store whose pages are, and LogCorruptError.
+    The server of the shard is stopped; `space` is the catalogue that is served next. Returns nothing, and changes
+    nothing, for a sound store. Raises BackupError where more than profiles is damaged, DataFolderError for a store
+    whose pages are, and LogCorruptError.
     """
     source = DataSource(data)
     layout = source.layout
     shard = layout.shard_folder(data, index)
-    damaged, sound = _users(source, (shard / "profiles").relative_to(data).as_posix())
-    if not damaged:
+    until_lsn, damaged, sound = _profiles(source, (shard / "profiles").relative_to(data).as_posix())
+    last = LastRecords(until_lsn)
+    for record, lsn in _records([shard / "log"]):
+        last.take(record, lsn)
+    behind = last.behind(sound)
+    if not damaged and not behind:
         return []
-    own_slots = slots_of(index, layout.shards)
-    with closing(lmdb.open(str(shard / "profiles"), map_size=MAP_BYTES, max_dbs=MAX_DATABASES)) as environment:
-        profiles_db, meta_db, segments_db = (environment.open_db(name) for name in (b"profiles", b"meta", b"segments"))
-        with environment.begin(write=True) as transaction:
-            raw = transaction.get(META_KEY, db=meta_db)
-            if raw is None:
-                raise BackupError(f"{shard / 'profiles'} holds profiles and no checkpoint; name --backups")
-            meta = decode_meta(raw)
-            made: dict[str, Profile] = {}
-            for record, lsn in _records(data, shard / "log", meta["lsn"]):
-                user_id = record[2]
-                # Also who is not in the store at all: the key of a damaged value may be what was damaged.
-                if user_id in sound or slot_of(user_id) not in own_slots:
-                    continue
-                if record[0] == RECORD_DELETE:
-                    made.pop(user_id, None)
-                    continue
-                if user_id not in made:
-                    made[user_id] = Profile(user_id, space)
-                apply_to_profile(record, lsn, made[user_id], space)
-                made[user_id].fold(folding.ring_size, folding.keep_after_s, space)
-            for key in damaged:
-                transaction.delete(key, db=profiles_db)
-                if key.decode(errors="replace") not in made:
-                    transaction.delete(key, db=segments_db)
-            for user_id, profile in made.items():
-                transaction.put(user_id.encode(), encode_profile(profile), db=profiles_db)
-            meta["folded_versions"] = sorted({*meta["folded_versions"], space.version})
-            finished = meta["lsn"] == meta.get("shared_lsn", meta["lsn"])
-            transaction.put(META_KEY, encode_meta(meta, finished=finished), db=meta_db)
+    own_slots, keep = slots_of(index, layout.shards), sound.keys() - behind.keys()
+    made: dict[str, Profile] = {}
+    earlier = ((record, 0) for record, _ in _records(log_folders(data)[: -layout.shards]))
+    for record, lsn in chain(earlier, _records([shard / "log"])):
+        user_id = record[2]
+        if lsn > until_lsn:
+            break
+        # Also who is not in the store at all: the key of a damaged value may be what was damaged.
+        if user_id in keep or slot_of(user_id) not in own_slots:
+            continue
+        if record[0] == RECORD_DELETE:
+            made.pop(user_id, None)
+            continue
+        if user_id not in made:
+            made[user_id] = Profile(user_id, space)
+        apply_to_profile(record, lsn, made[user_id], space)
+        made[user_id].fold(folding.ring_size, folding.keep_after_s, space)
+    _write(shard / "profiles", damaged, made, space.version)
     lost = {key.decode(errors="replace") for key in damaged} - made.keys()
     return [
         *(Rebuilt(user_id, profile.event_count) for user_id, profile in sorted(made.items())),
@@ -99,13 +93,15 @@ def missing_records(data: Path) -> list[str]:
     return missing
 
 
-def _users(source: DataSource, folder: str) -> tuple[list[bytes], set[str]]:
-    """The keys of profiles that cannot be read, and the users of the others."""
+def _profiles(source: DataSource, folder: str) -> tuple[int, list[bytes], dict[str, int]]:
+    """The LSN of the checkpoint, the keys of profiles that cannot be read, and the LSNs of the others by user."""
+    state = CheckpointState()
     damaged: list[bytes] = []
-    sound: set[str] = set()
+    sound: dict[str, int] = {}
     for entry in source.store_entries(folder):
         try:
-            check_entry(entry, Report())
+            lsn = check_entry(entry, Report())
+            state = checkpoint_state(entry) or state
         except Exception as error:  # whatever decoding makes of damaged bytes
             if entry.database != "profiles":
                 raise BackupError(
@@ -115,19 +111,33 @@ def _users(source: DataSource, folder: str) -> tuple[list[bytes], set[str]]:
             damaged.append(entry.key)
         else:
             if entry.database == "profiles":
-                sound.add(entry.key.decode())
-    return damaged, sound
+                sound[entry.key.decode()] = lsn
+    return state.lsn, damaged, sound
 
 
-def _records(data: Path, own_log: Path, until_lsn: int) -> Iterator[tuple[Any, int]]:
-    """Every record that the profiles of a shard may hold, with its LSN; 0 for those of earlier generations."""
-    for folder in log_folders(data):
-        own = folder == own_log
-        if folder.parent.parent == own_log.parent.parent and not own:
-            continue  # another shard of this generation
+def _write(folder: Path, damaged: list[bytes], made: dict[str, Profile], version: str) -> None:
+    """Puts profiles that were made in the space of a snapshot version in the place of damaged ones."""
+    with closing(lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=MAX_DATABASES)) as environment:
+        profiles_db, meta_db, segments_db = (environment.open_db(name) for name in (b"profiles", b"meta", b"segments"))
+        with environment.begin(write=True) as transaction:
+            raw = transaction.get(META_KEY, db=meta_db)
+            if raw is None:
+                raise BackupError(f"{folder} holds profiles and no checkpoint; name --backups")
+            meta = decode_meta(raw)
+            for key in damaged:
+                transaction.delete(key, db=profiles_db)
+                if key.decode(errors="replace") not in made:
+                    transaction.delete(key, db=segments_db)
+            for user_id, profile in made.items():
+                transaction.put(user_id.encode(), encode_profile(profile), db=profiles_db)
+            meta["folded_versions"] = sorted({*meta["folded_versions"], version})
+            finished = meta["lsn"] == meta.get("shared_lsn", meta["lsn"])
+            transaction.put(META_KEY, encode_meta(meta, finished=finished), db=meta_db)
+
+
+def _records(logs: Iterable[Path]) -> Iterator[tuple[Any, int]]:
+    """Every record of some logs with its LSN."""
+    for folder in logs:
         for frame in read_log(folder):
             for lsn, record in enumerate(frame.records, frame.first_lsn):
-                if not own:
-                    yield record, 0
-                elif lsn <= until_lsn:
-                    yield record, lsn
+                yield record, lsn

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import shutil
 from contextlib import closing
 
@@ -194,6 +195,27 @@ async def test_a_profile_whose_key_was_damaged_is_found_by_its_log(tmp_path):
         assert engine.store.count() == len(USERS)
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["stale", "missing"])
+async def test_a_write_that_the_disk_lost_is_found_by_the_log_and_made_good(tmp_path, gone):
+    """The profile of an earlier checkpoint is whole, and so is its checksum."""
+    served = worlds.catalogue(tmp_path)
+    first = await live(tmp_path, served, count=150)
+    async with worlds.engine(tmp_path, served, **SETTINGS) as engine:
+        await engine.record([one._replace(event_id=f"later-{one.event_id}") for one in fresh_events(40)])
+        await engine.checkpoint()
+        wanted = profiles_of(engine)
+    data = as_data_folder(tmp_path)
+    assert damaged_users(data) == []
+    with closing(lmdb.open(str(data / "g-test" / "shard" / "profiles"), max_dbs=8, map_size=1 << 30)) as environment:
+        profiles = environment.open_db(b"profiles")
+        with environment.begin(write=True) as transaction:
+            transaction.delete(b"u1", db=profiles) if gone else transaction.put(b"u1", first["u1"], db=profiles)
+    assert damaged_users(data) == ["u1"]
+    assert [one.user_id for one in rebuild(data, tmp_path)] == ["u1"]
+    async with worlds.engine(data / "g-test", served, **SETTINGS) as engine:
+        assert profiles_of(engine) == wanted
+
+
 async def test_a_profile_of_which_the_logs_hold_nothing_is_dropped_and_said_to_be(tmp_path, capsys):
     served = worlds.catalogue(tmp_path)
     await live(tmp_path, served)
@@ -368,4 +390,4 @@ def damaged_users(data):
     """The users whom `heliotrope verify` names."""
     report = Report()
     verify.verify_data(data, report)
-    return sorted(problem.partition("profiles b'")[2].partition("'")[0] for problem in report.problems)
+    return sorted(re.search(r"profiles,? b?'(\w[\w-]*)'", problem)[1] for problem in report.problems)
