@@ -16,7 +16,7 @@ from heliotrope_server import embedder as module
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.errors import EncoderMemoryError
 
-# One batch that takes 100 MB of the tiny model too: what is left must do for the tokenizer, which a lack of memory ends.
+# One batch that takes 100 MB of the tiny model too: what is left must do for the tokenizer, which ends without memory.
 encoder.TOKEN_BUDGET["CPUExecutionProvider"] = 1 << 20
 module._TURN = COUNT = 2048
 embedder = Embedder(TextEncoder.open(sys.argv[1], threads=1))
