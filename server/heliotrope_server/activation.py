@@ -10,6 +10,7 @@ from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
+from heliotrope_server.folded_maps import kept_map
 from heliotrope_server.live_catalogue import LiveCatalogue
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,10 @@ def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set
         try:
             old = store.open(version, verify=False)
         except IndexerError as error:
-            logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
+            matrix = kept_map(store, version, catalogue)
+            if matrix is None:
+                logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
+            else:
+                catalogue.take_map(version, matrix)
             continue
         catalogue.learn_map(version, old.item_ids, old.vectors.view(np.ndarray))

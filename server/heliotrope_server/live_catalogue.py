@@ -281,6 +281,10 @@ class LiveCatalogue:
         self._folded_maps[version] = matrix.astype(np.float32)
         return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
 
+    def take_map(self, version: str, matrix: NDArray[np.float32]) -> None:
+        """Takes over a map from another snapshot's space, (d_old, d)."""
+        self._folded_maps[version] = matrix
+
     def succeed(self, old: "LiveCatalogue") -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
 
