@@ -16,11 +16,14 @@ from heliotrope.v1 import event_pb2
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server import repair, verify
 from heliotrope_server.answerer import Answer, Question
+from heliotrope_server.backup import take_backup
+from heliotrope_server.backup_store import BackupStore
 from heliotrope_server.errors import BackupError, DataFolderError, ProfileDamagedError
-from heliotrope_server.layout import Layout, read_layout, write_layout
+from heliotrope_server.layout import Layout, open_layout, read_layout, write_layout
 from heliotrope_server.profile_codec import encode_profile
 from heliotrope_server.profile_rebuild import Folding
 from heliotrope_server.record_log import read_log, segments
+from heliotrope_server.settings import EngineSettings
 from heliotrope_server.verify_content import Report
 from tests.end_to_end.running_server import refused_start, running_server
 from tests.server import worlds
@@ -276,6 +279,29 @@ async def test_a_damaged_profile_can_be_deleted_with_all_that_names_the_user(tmp
         assert list(engine.profile("u1").events) == ["again"]
         assert not any("u1" in heard.users[:-1] for heard in engine.residuals.own.values())
         assert engine.store.segments.of("u1") == []
+
+
+@pytest.mark.parametrize(("database", "key"), [(b"profiles", b"u1"), (b"segments", b"u1"), (b"meta", b"popularity")])
+async def test_a_damaged_value_is_not_backed_up(tmp_path, database, key):
+    """Else the sound ones would go with the older backups, and nobody would have been told."""
+    await live(tmp_path, worlds.catalogue(tmp_path))
+    data, store = as_data_folder(tmp_path), BackupStore(str(tmp_path / "backups"))
+    taken = take_backup(data, store).backup_id
+    damage(data / "g-test" / "shard-000" / "profiles", key, database, seed=3)
+    with pytest.raises(DataFolderError, match=f"{database.decode()} {key!r}: .*run `heliotrope repair`"):
+        take_backup(data, store)
+    assert store.backup_ids() == [taken]
+
+
+async def test_shards_are_not_cut_anew_without_a_damaged_profile(tmp_path):
+    served = worlds.catalogue(tmp_path)
+    await live(tmp_path, served)
+    data, settings = as_data_folder(tmp_path), EngineSettings(ring_size=16, event_window_s=3 * worlds.DAY_S)
+    damage(data / "g-test" / "shard-000" / "profiles")
+
+    with pytest.raises(DataFolderError, match="1 shards cannot be cut into 2: the stored profile of user 'u1'"):
+        await asyncio.to_thread(open_layout, data, 2, served.snapshot, settings, lambda catalogue, versions: None)
+    assert read_layout(data) == Layout(generation="g-test", shards=1)
 
 
 VALUES = [
