@@ -157,7 +157,9 @@ class ProfileStore:
     def damaged(self, user_ids: set[str], space: ItemSpace) -> dict[str, ProfileDamagedError]:
         """Those of some users whose profiles cannot be read, with the error; the others are in memory from now on."""
         found: dict[str, ProfileDamagedError] = {}
-        for user_id in user_ids - self._cache.keys():
+        for user_id in user_ids:
+            if user_id in self._cache:
+                continue
             try:
                 self._current(user_id, space)
             except ProfileDamagedError as error:
