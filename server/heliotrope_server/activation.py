@@ -16,6 +16,8 @@ from heliotrope_server.live_catalogue import LiveCatalogue
 logger = logging.getLogger(__name__)
 
 NO_MAP_ERROR = 1.0
+NO_MODEL = "none"
+"""`model_version` of a snapshot that no text model had a part in."""
 
 
 class Activation:
@@ -82,8 +84,8 @@ def check_model(snapshot: Snapshot, engine: Engine) -> None:
             version=snapshot.version,
             model=wanted,
         )
-    if not engine.embedder.model_version:
-        # Without an encoder nobody can embed them anew.
+    if not engine.embedder.model_version and wanted != NO_MODEL:
+        # Without an encoder nobody can embed them anew. A snapshot that was made without one says nothing of texts.
         others = engine.changes.models(snapshot) - {wanted}
         if others:
             raise SnapshotUnusableError(
