@@ -99,8 +99,8 @@ class FilteredRetriever:
         """Admitted rows of the snapshot that live terms or the user's liked items may lift."""
         lively = [live.trending, live.moved]
         if query.suggestions is not None:
-            suggested = query.suggestions.rows
-            lively.append(suggested[suggested < self._base_count])
+            lively.append(query.suggestions.rows)
+        lively = [rows[rows < self._base_count] for rows in lively]
         return [rows[allowed.contains(rows)] for rows in lively if len(rows)]
 
     def _lifted(

@@ -62,6 +62,10 @@ class Retriever(Protocol):
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]: ...
 
+    def follow(self) -> None:
+        """Takes in what was added to the catalogue, so that it costs later questions less; they find it anyway."""
+        ...
+
 
 def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
     """The retriever that the snapshot was built for."""
@@ -84,6 +88,9 @@ class ExactRetriever:
         self._intercept = np.float32(catalogue.parameters.intercept)
         self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
         self._bias = catalogue.snapshot.bias.view(np.ndarray)
+
+    def follow(self) -> None:
+        """Everything is scored for every question."""
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         base_count = self._base_count
@@ -128,6 +135,10 @@ class KernelRetriever:
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
+
+    def follow(self) -> None:
+        """Seals the delta into lists beside those of the index (see CompiledRanking.follow)."""
+        self._ranking.follow()
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if any(self._narrow(query) for query in queries):
@@ -192,6 +203,9 @@ class FaissRetriever:
             f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}, "
             f"{'compiled' if compiled else 'plain'} scoring"
         )
+
+    def follow(self) -> None:
+        """The delta is scored for every question."""
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if any(query.allowed is not None for query in queries):
