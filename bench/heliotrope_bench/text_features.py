@@ -42,11 +42,17 @@ def measured_features(
     texts: Sequence[str], model: Path, cache: Path, *, mean: NDArray[np.float32] | None = None
 ) -> TextFeatures:
     """The same with all that is needed to give other texts theirs; `mean` (D,): that of other texts, not their own."""
+    pooled, model_version = pooled_texts(texts, model, cache)
+    centre = feature_mean(pooled) if mean is None else mean
+    return TextFeatures(features(pooled, centre), centre, model_version)
+
+
+def pooled_texts(texts: Sequence[str], model: Path, cache: Path) -> tuple[NDArray[np.float32], str]:
+    """What the encoder makes of texts, (texts, D), and the version of the model."""
     try:
         encoder = TextEncoder.open(model, threads=2)
         with EmbeddingCache(cache) as store:
             pooled, _, _ = store.embed(texts, encoder)
     except (ExportError, IndexerError) as error:
         raise BenchError(str(error)) from error
-    centre = feature_mean(pooled) if mean is None else mean
-    return TextFeatures(features(pooled, centre), centre, encoder.model_version)
+    return pooled, encoder.model_version
