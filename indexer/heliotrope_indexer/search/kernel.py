@@ -17,6 +17,8 @@ from heliotrope_indexer.search.scanned_index import ScannedIndex
 
 _STAMPS = 2**32 - 2**20
 """Stamps are 32-bit numbers, and start again before they are used up."""
+_DEVIATION_OVER_MEDIAN = 1.4826
+"""Standard deviation of normal values over the median of their sizes."""
 _FIRST_QUERIES, _FIRST_CELLS = 64, 1024
 
 
@@ -127,11 +129,14 @@ class SearchKernel:
             *(index.pointers, count, _address(rows), _address(self._closeness)),
             *(_address(lists), _address(codes), _address(left)),
         )
-        squares = left**2
-        allowed = max(float(added.error[job.d]), float(squares[:, job.d].mean())) if count else 0.0
-        taken: NDArray[np.bool_] = left[:, job.d] <= job.margin * np.sqrt(allowed)
+        if not count:
+            return np.empty(0, dtype=np.bool_)
+        # By the median, which the few that are far off do not move: what is taken must be within what is allowed for.
+        usual = (_DEVIATION_OVER_MEDIAN * float(np.median(np.abs(left[:, job.d])))) ** 2
+        added.error[job.d] = max(float(added.error[job.d]), usual)
+        taken: NDArray[np.bool_] = left[:, job.d] <= job.margin * np.sqrt(added.error[job.d])
         if taken.any():
-            np.maximum(added.error, squares[taken].mean(axis=0), out=added.error)
+            np.maximum(added.error, (left[taken] ** 2).mean(axis=0), out=added.error)
             numbers, lists, codes = numbers[taken], lists[taken], codes[taken]
             added.make_room(lists)
             self._library.heliotrope_append(
