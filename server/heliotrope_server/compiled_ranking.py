@@ -64,9 +64,7 @@ class CompiledRanking:
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Best:
         """See CandidateRanking; `allowed` (n,) are the only rows that a query may get."""
-        if live is not self._live:
-            self._kernel.use(self._extras(live))
-            self._live = live
+        self._use(live)
         return self._kernel.best(
             [query.vector for query in queries],
             wanted,
@@ -75,6 +73,23 @@ class CompiledRanking:
             suggested=_suggested(queries),
             allowed=allowed,
         )
+
+    def best_of_delta(self, query: Query, live: LiveView, allowed: NDArray[np.bool_]) -> Best:
+        """The best of the rows of the delta that are `allowed` (n,), and of others that happen to be met."""
+        self._use(live)
+        return self._kernel.best(
+            [query.vector],
+            query.wanted,
+            [query.excluded],
+            suggested=_suggested([query]),
+            allowed=[allowed],
+            added_only=True,
+        )
+
+    def _use(self, live: LiveView) -> None:
+        if live is not self._live:
+            self._kernel.use(self._extras(live))
+            self._live = live
 
     def _extras(self, live: LiveView) -> Extras:
         boosts, base_count = live.boosts, self._catalogue.base_count

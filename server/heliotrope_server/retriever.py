@@ -129,7 +129,7 @@ class KernelRetriever:
         head = head_rows(catalogue.base_bias, search.head)
         self._ranking = CompiledRanking(catalogue, head)
         self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
-        self._filtered = FilteredRetriever(catalogue, index)
+        self._filtered = FilteredRetriever(catalogue, index, self._best_of_delta)
         self._masks: dict[BaseRows, NDArray[np.bool_]] = {}
         # For the rare user who has seen all that is near.
         self._exhaustive = ExactRetriever(catalogue)
@@ -154,6 +154,13 @@ class KernelRetriever:
             else self._exhaustive.rank([query], live)[0]
             for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True))
         ]
+
+    def _best_of_delta(self, query: Query, live: LiveView) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best admitted rows of the delta, and some others, with their scores."""
+        assert query.allowed is not None
+        best = self._ranking.best_of_delta(query, live, self._mask(query.allowed))
+        size = int(best.sizes[0])
+        return best.rows[0, :size], best.scores[0, :size]
 
     def _narrow(self, query: Query) -> bool:
         allowed = query.allowed

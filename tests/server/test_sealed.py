@@ -8,7 +8,7 @@ import pytest
 
 from heliotrope_indexer.search import kernel_problem
 from heliotrope_indexer.snapshot import CatalogItem
-from heliotrope_server import compiled_ranking
+from heliotrope_server import compiled_ranking, filtered
 from heliotrope_server import live_view as live_view_module
 from heliotrope_server.allowed_rows import AllowedRows, BaseRows
 from heliotrope_server.answerer import Question
@@ -57,10 +57,11 @@ def recall(catalogue, retriever, asked, live):
     shares = []
     for query, ranking in zip(asked, retriever.rank(asked, live), strict=True):
         scores = exact_scores(catalogue, live, query, np.arange(catalogue.size))
-        assert len(ranking.rows) == len(set(ranking.rows)) == query.wanted
+        there = min(query.wanted, int(np.isfinite(scores).sum()))
+        assert len(ranking.rows) == len(set(ranking.rows)) == there
         np.testing.assert_allclose(ranking.scores, scores[ranking.rows], rtol=1e-4, atol=1e-5)
         assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
-        shares.append(np.isin(ranking.rows, np.argsort(-scores)[: query.wanted]).mean())
+        shares.append(np.isin(ranking.rows, np.argsort(-scores)[:there]).mean())
     return np.mean(shares)
 
 
@@ -176,7 +177,9 @@ def test_few_items_of_biases_that_the_codes_cannot_hold_stay_exact(served):
     assert recall(served, retriever, queries(rng, 30, wanted=40), live) >= 0.99
 
 
-def test_suggested_and_wide_and_narrow_filtered_questions_find_sealed_items(served):
+@pytest.mark.parametrize("listed_delta", [0, 2_000])
+def test_suggested_and_wide_and_narrow_filtered_questions_find_sealed_items(served, monkeypatch, listed_delta):
+    monkeypatch.setattr(filtered, "LISTED_DELTA", listed_delta)
     rng = np.random.default_rng(6)
     grow(served, rng, 1_500)
     retriever, live = make_retriever(served), live_view(served, np.zeros(served.size))
@@ -185,7 +188,20 @@ def test_suggested_and_wide_and_narrow_filtered_questions_find_sealed_items(serv
     assert recall(served, retriever, queries(rng, 30, suggestions=Suggestions(suggested, gains)), live) >= 0.97
     for share in (0.99, 0.5, 0.01):
         allowed = AllowedRows(BaseRows(rng.random(ITEMS) < share), rng.random(1_500) < share)
-        assert recall(served, retriever, queries(rng, 30, allowed=allowed), live) >= 0.97
+        for asked in (queries(rng, 30, allowed=allowed), queries(rng, 5, wanted=40, allowed=allowed)):
+            asked = [query._replace(excluded=rng.choice(served.size, size=99, replace=False)) for query in asked]
+            assert recall(served, retriever, asked, live) >= 0.97
+
+
+def test_a_filter_that_takes_away_what_the_user_likes_leaves_the_best_of_the_rest_of_the_delta(served, monkeypatch):
+    monkeypatch.setattr(filtered, "LISTED_DELTA", 0)
+    rng = np.random.default_rng(9)
+    grow(served, rng, 1_500)
+    retriever, live = make_retriever(served), live_view(served, np.zeros(served.size))
+    for query in queries(rng, 20):
+        tastes = served.delta_vectors @ query.vector
+        allowed = AllowedRows(BaseRows(rng.random(ITEMS) < 0.1), tastes < np.quantile(tastes, 0.3))
+        assert recall(served, retriever, [query._replace(allowed=allowed)], live) >= 0.9
 
 
 def test_dead_rows_are_not_sealed_and_a_short_tail_is_left_alone(served):

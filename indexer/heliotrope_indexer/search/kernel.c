@@ -54,6 +54,7 @@ typedef struct {
     const int64_t *found; /* (queries, found_each); -1 where the index had no more */
     const ivf *index;     /* to be searched here, or NULL */
     int64_t probes;       /* lists of it */
+    int64_t added_only;   /* 1: leave its own lists aside */
     int64_t portable;     /* 1: scan them without instructions of this processor, as others must */
     float margin;         /* standard deviations of a code's error that are allowed for */
     float *closeness;     /* (lists,) */
@@ -270,7 +271,7 @@ INLINE void search(job *j, best *list, const float *q, const float *tail) {
     for (int64_t probe = 0; probe < j->probes; probe++) {
         const int64_t at = j->order[probe];
         const float start = j->closeness[at] + t.least;
-        search_list(j, list, q, tail, &index->stored, at, &t, start, slack);
+        if (!j->added_only) search_list(j, list, q, tail, &index->stored, at, &t, start, slack);
         if (index->added.sizes[at]) search_list(j, list, q, tail, &index->added, at, &t, start, added_slack);
     }
 }

@@ -81,6 +81,7 @@ class SearchKernel:
         self._reference = ctypes.byref(self._job)
         self._size = self._most = self._cells = 0
         self._scanned: ScannedIndex | None = None
+        self._probes = 0
         self._places: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self.use(Extras(len(vectors)))
 
@@ -102,7 +103,8 @@ class SearchKernel:
         self._most = 0  # the queries get the columns of the index
         self._closeness = np.empty(index.lists, dtype=np.float32)
         self._order = np.empty(index.lists, dtype=np.int64)
-        job.index, job.probes, job.margin = ctypes.addressof(index.pointers), min(probes, index.lists), margin
+        self._probes = min(probes, index.lists)
+        job.index, job.margin = ctypes.addressof(index.pointers), margin
         job.portable = portable
         job.closeness, job.order = _address(self._closeness), _address(self._order)
         self._make_places(index.longest)
@@ -179,12 +181,14 @@ class SearchKernel:
         found: NDArray[np.int64] | None = None,
         suggested: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+        added_only: bool = False,
     ) -> Best:
         """The best `wanted` for each of m queries q (d,); ties go to the smaller row.
 
         `excluded` are the rows that each query must not get. `found` (m, c) are candidates from elsewhere, -1 for none.
         `suggested` are rows of all queries, one query after the other, where each one's end, and what their scores
-        gain. `allowed` (n,) are the only rows that a query may get.
+        gain. `allowed` (n,) are the only rows that a query may get. `added_only` searches the lists of added rows, all
+        of them, and no others.
         """
         job, m = self._job, len(vectors)
         if m > self._most or m * wanted > self._cells:
@@ -200,6 +204,8 @@ class SearchKernel:
         if job.stamp > _STAMPS:
             self._stamps[:] = 0
             job.stamp = 0
+        if self._scanned is not None:
+            job.added_only, job.probes = added_only, self._scanned.lists if added_only else self._probes
         job.queries, job.wanted, job.excluded = m, wanted, _address(left_out)
         job.found_each, job.found = (0, None) if found is None else (found.shape[1], _address(found))
         if suggested is None:

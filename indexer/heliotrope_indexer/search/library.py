@@ -51,6 +51,7 @@ class JobStruct(ctypes.Structure):
         *((name, BlockStruct) for name in ("moved", "fresh", "trending", "head")),
         *((name, ctypes.c_void_p) for name in ("alive", "allowed", "stamps", "gain_of", "asked", "found", "index")),
         ("probes", ctypes.c_int64),
+        ("added_only", ctypes.c_int64),
         ("portable", ctypes.c_int64),
         ("margin", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("closeness", "order", "places", "sums")),
