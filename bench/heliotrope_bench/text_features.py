@@ -17,9 +17,12 @@ from heliotrope_indexer.features import feature_mean, features
 
 
 class TextFeatures(NamedTuple):
-    """Features (n, D) of texts, the mean (D,) that they are centred on, and the version of the model they are of."""
+    """Features (n, D) of texts and the outputs (n, D) of the model that they come from, the mean (D,) that they are
+    centred on, and the version of the model.
+    """
 
     rows: NDArray[np.float32]
+    pooled: NDArray[np.float32]
     mean: NDArray[np.float32]
     model_version: str
 
@@ -42,17 +45,11 @@ def measured_features(
     texts: Sequence[str], model: Path, cache: Path, *, mean: NDArray[np.float32] | None = None
 ) -> TextFeatures:
     """The same with all that is needed to give other texts theirs; `mean` (D,): that of other texts, not their own."""
-    pooled, model_version = pooled_texts(texts, model, cache)
-    centre = feature_mean(pooled) if mean is None else mean
-    return TextFeatures(features(pooled, centre), centre, model_version)
-
-
-def pooled_texts(texts: Sequence[str], model: Path, cache: Path) -> tuple[NDArray[np.float32], str]:
-    """What the encoder makes of texts, (texts, D), and the version of the model."""
     try:
         encoder = TextEncoder.open(model, threads=2)
         with EmbeddingCache(cache) as store:
             pooled, _, _ = store.embed(texts, encoder)
     except (ExportError, IndexerError) as error:
         raise BenchError(str(error)) from error
-    return pooled, encoder.model_version
+    centre = feature_mean(pooled) if mean is None else mean
+    return TextFeatures(features(pooled, centre), pooled, centre, encoder.model_version)

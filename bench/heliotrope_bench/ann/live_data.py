@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from heliotrope_bench.snapshot_job import embedding_cache, export_model
 from heliotrope_bench.synthetic_store import TextSpace, clustered_vectors, write_store
-from heliotrope_bench.text_features import pooled_texts
+from heliotrope_bench.text_features import measured_features
 from heliotrope_bench.titles import BIAS_SPREAD, principal_directions, titles
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.features import feature_mean, features
@@ -36,7 +36,8 @@ def live_data(work: Path, data: Data, items: int, live: int, dimension: int, thr
     if data == "synthetic":
         return _synthetic(work / "live" / name, items, live, dimension, threads)
     texts = titles(items + live) if data == "other-kinds" else _drawn(items + live)
-    pooled, model_version = pooled_texts(texts, export_model(work), embedding_cache(work))
+    found = measured_features(texts, export_model(work), embedding_cache(work))
+    pooled, model_version = found.pooled, found.model_version
     mean = feature_mean(pooled[:items])
     rows = features(pooled[:items], mean)
     projection = principal_directions(rows, dimension)
