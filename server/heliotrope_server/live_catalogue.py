@@ -161,7 +161,7 @@ class LiveCatalogue:
         residual = self._residuals.get(self.item_ids[row])
         return self.row_vector(row) if residual is None else self.row_vector(row) + residual
 
-    def moved_rows(self) -> "MovedRows":
+    def moved_rows(self) -> MovedRows:
         """The rows that are served with a residual; another object whenever one of their vectors has changed."""
         if self._moved is None:
             moved = [row for item_id in self._residuals if (row := self.rows.get(item_id)) is not None]
