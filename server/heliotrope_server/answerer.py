@@ -120,6 +120,10 @@ class Answerer:
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
+    def follow(self) -> None:
+        """Takes in what was added to the catalogue that is served: after every change, or questions pay for it."""
+        self._retriever.follow()
+
     def use_weights(self, scoring_matrices: NDArray[np.float32], theta: NDArray[np.float64]) -> None:
         """Scores and explains with these weights from now on, until the next `serve`.
 

@@ -134,6 +134,7 @@ class Engine:
         self.changes.catch_up()
         await self._refresh_stale_pooled()
         self.changes.lay_over(self.catalogue)
+        self.answerer.follow()
         missing = self.store.folded_versions - {self.catalogue.version}
         if folded_maps is not None and missing:
             folded_maps(self.catalogue, missing)
@@ -505,6 +506,7 @@ class Engine:
         """Applies what is new in the catalogue log."""
         self.changes.catch_up(self.catalogue)
         self.popularity.grow(self.catalogue.size)
+        self.answerer.follow()
 
     def adopt(self, catalogue: LiveCatalogue) -> None:
         """Swaps to a prepared catalogue, between two batches. Profiles are re-derived as they are next touched."""
