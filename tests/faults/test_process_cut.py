@@ -22,7 +22,7 @@ from tests.faults.test_process_stop import USERS, owners, pid_of_shard
 
 TEARS = 300 if LONG else 15
 ONCE = RetryPolicy(max_attempts=1)
-BRIEF_S = 6.0
+BRIEF_S = 4.0
 
 
 @pytest.fixture
