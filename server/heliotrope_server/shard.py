@@ -10,6 +10,7 @@ import gc
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.gpu_retriever import SearchDevice
 from heliotrope_server.interceptor import ErrorInterceptor
+from heliotrope_server.lanes import SharedQueue, let_threads_finish, make_lanes
 from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.learning_exchange import LEADER, announce_weights, forward_for_ever
@@ -65,15 +67,6 @@ from heliotrope_server.steady_clock import SteadyClock
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
-LANES = 2
-"""gRPC servers in which the connections of clients end, chosen by the system at random. Each has calls of its own that
-wait to be taken, in turn with those of the others: a client that floods one lane keeps out only who is in it too."""
-PENDING_OPTIONS = [
-    # Calls of a method that wait in a lane to be taken. From the first number on gRPC refuses more and more of them,
-    # without Python: a refusal in Python costs half of an answer (docs/decisions/0018-overload.md).
-    ("grpc.server.max_pending_requests", 128),
-    ("grpc.server.max_pending_requests_hard_limit", 160),
-]
 INTAKE_BYTES = 32 << 20
 """Of events that may wait for the disk of a shard, and of texts for its encoder."""
 SWITCH_INTERVAL_S = 0.0005
@@ -148,12 +141,12 @@ class Shard:
         add_services = partial(self._add_services, engine, activation, store, peers, catalogue_log, events, texts)
         # What another shard passes on was admitted there, over one connection.
         internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
-        add_services([internal], public=False)
+        add_services([internal], [internal], public=False)
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
-        options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
-        lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
-        add_services(lanes, public=True)
+        lanes = make_lanes()
+        # Health and administration have queues of their own: they answer beside a flood.
+        add_services([SharedQueue(lane) for lane in lanes], lanes, public=True)
         for lane in lanes:
             health_pb2_grpc.add_HealthServicer_to_server(health_servicer, lane)
             reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], lane)
@@ -229,11 +222,12 @@ class Shard:
         catalogue_log: RecordLog | None,
         events: ByteGate,
         texts: ByteGate,
-        servers: list[Any],
+        servers: Sequence[Any],
+        admin_servers: Sequence[Any],
         *,
         public: bool,
     ) -> None:
-        """Adds one set of servicers to all of these servers."""
+        """Adds one set of servicers to all of these servers, and that for administration to those."""
         router = Router(peers, forward=public)
         recommendation, event = RecommendationServicer(engine, router), EventServicer(engine, router, events)
         feedback, profile = FeedbackServicer(engine, router), ProfileServicer(engine, router, texts)
@@ -245,6 +239,7 @@ class Shard:
             feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
             profile_pb2_grpc.add_ProfileServiceServicer_to_server(profile, server)
             catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)
+        for server in admin_servers:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
     def _listen(self, server: Any) -> None:
@@ -280,6 +275,7 @@ async def _serve(settings: ShardSettings) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    let_threads_finish()
     settings = ShardSettings.model_validate_json(sys.stdin.buffer.readline())
     from heliotrope_server.command import one_line_errors
 
