@@ -16,6 +16,11 @@ FRONTIER = (0.90, 0.95, 0.97, 0.98, 0.99, 0.999)
 ENGINE_RECALLS = (0.95, 0.98)
 TEXTS = 60_000
 
+OVERLOAD, FLOODS = 5, (1, 8, 32)
+"""Times the highest rate, and over how many connections."""
+AT_HIGHEST = 0.9
+"""Share in time at the highest rate, below which it is not that rate any more."""
+
 USERS = 10_000
 """Below that many, what the server itself gains while it warms up is no small part of the growth."""
 
@@ -51,9 +56,25 @@ def at_half(key: str) -> Callable[[RawResults], float]:
 
 def two_shards(file: RawResults) -> float:
     """Times the rate of one shard, where the generator did not take from the shards' cores."""
-    if file.settings["generator_cores"] == 0:
-        raise Unmeasured("the generator had no core of its own")
+    _own_core(file)
     return _value(_row(file, "2 shard"), "of_one_shard")
+
+
+def under_overload(file: RawResults) -> float:
+    """Goodput at five times the highest rate over that at the highest, the least over FLOODS connections."""
+    _one_shard(file)
+    _own_core(file)
+    _enough_items(file.settings["items"])
+    rows = {(row.get("times"), row.get("connections")): row for row in file.results}
+    found = []
+    for connections in FLOODS:
+        base, flood = rows.get((1, connections)), rows.get((OVERLOAD, connections))
+        if base is None or flood is None:
+            raise Unmeasured(f"no {OVERLOAD} times the highest rate over {connections} connections")
+        if base["in_time"] < AT_HIGHEST:
+            raise Unmeasured(f"the rate is above the highest: {base['in_time']:.0%} of it were answered in time")
+        found.append(_value(flood, "of_highest"))
+    return min(found)
 
 
 def intake(file: RawResults) -> float:
@@ -156,6 +177,11 @@ def _one_shard(file: RawResults) -> None:
     shards = file.settings.get("shards", 1)
     if shards != 1:
         raise Unmeasured(f"{shards} shards; the bound is of one")
+
+
+def _own_core(file: RawResults) -> None:
+    if file.settings["generator_cores"] == 0:
+        raise Unmeasured("the generator had no core of its own")
 
 
 def _enough_items(items: int, needed: int = ITEMS) -> None:

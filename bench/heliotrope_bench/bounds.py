@@ -21,6 +21,7 @@ from heliotrope_bench.bound_figures import (
     share,
     start,
     two_shards,
+    under_overload,
 )
 from heliotrope_bench.raw_results import RawResults, as_written_by
 
@@ -117,6 +118,14 @@ BOUNDS = (
     Bound("two shards against one, client that knows the owners", "shards", "at least", 1.7, "{:.2f}x", two_shards),
     Bound("p99 over p50 at half the highest rate", "load", "at most", 3.0, "{:.1f}x", at_half("p99_over_p50")),
     Bound("p99 at half the highest rate", "load", "below", 10.0, "{:.1f} ms", at_half("p99_ms")),
+    Bound(
+        "answered in time at five times the highest rate, of what is at the highest, over 1, 8 and 32 connections",
+        "overload",
+        "at least",
+        0.80,
+        "{:.0%}",
+        under_overload,
+    ),
     Bound("durable events in batches of 100, one shard", "load", "at least", 20_000.0, "{:,.0f}/s", intake),
     *(
         bound

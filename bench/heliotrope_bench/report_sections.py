@@ -85,11 +85,13 @@ SECTIONS: Mapping[str, Section] = {
         "More than a server can answer",
         "Calls with a deadline are sent at random moments, whether or not earlier ones are answered. The highest rate "
         "is the last of a sweep at which 99 of 100 are answered in time; goodput counts only those. Then come "
-        "multiples of that rate in turns, and a flood over one connection beside polite clients with their own.",
+        "multiples of that rate in turns, over few and many connections, and a flood over one connection beside polite "
+        "clients with their own.",
         {
             "case": ("case", ""),
             "offered_per_s": ("offered per second", ",.0f"),
             "goodput_per_s": ("in time per second", ",.0f"),
+            "in_time": ("of the offered", ".0%"),
             "of_highest": ("of the highest", ".0%"),
             "of_highest_by_cpu": ("of it, by CPU", ".0%"),
             "late": ("late", ".1%"),

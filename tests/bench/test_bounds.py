@@ -142,6 +142,36 @@ def test_two_shards_count_where_the_generator_has_a_core_of_its_own() -> None:
     assert (crowded.word, crowded.note) == ("not measured", "shards: the generator had no core of its own")
 
 
+def overload(shares: dict[int, float], at_highest: float = 1.0, **settings: Any) -> RawResults:
+    rows = []
+    for connections, share in shares.items():
+        rows.append({"times": 1.0, "connections": connections, "in_time": at_highest, "of_highest": 1.0})
+        rows.append({"times": 5.0, "connections": connections, "in_time": share / 5, "of_highest": share})
+    file = results("memory", rows, **{"shards": 1, "items": 100_000, "generator_cores": 1, **settings})
+    return file.model_copy(update={"command": ["heliotrope", "bench", "overload"]})
+
+
+def test_overload_is_judged_by_the_worst_number_of_connections() -> None:
+    found = verdict("five times", overload({8: 0.9, 1: 0.8, 32: 0.85}))
+    assert (found.value, found.word) == (0.8, "holds")
+    assert verdict("five times", overload({8: 0.9, 1: 0.9, 32: 0.79})).word == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("file", "missing"),
+    [
+        (overload({8: 0.9, 1: 0.9}), "rate over 32 connections"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, at_highest=0.8), "above the highest: 80%"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, generator_cores=0), "no core of its own"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, items=60), "60 items"),
+    ],
+)
+def test_overload_under_other_conditions_is_not_judged(file: RawResults, missing: str) -> None:
+    found = verdict("five times", file)
+    assert (found.word, found.value) == ("not measured", None)
+    assert missing in found.note
+
+
 def test_a_start_is_judged_by_its_slowest_round_of_a_million_items() -> None:
     row = {"items": 1_000_000, "rounds_s": [2.9, 3.1, 2.0]}
     assert verdict("first answer", results("start", [row])).word == "does not hold"

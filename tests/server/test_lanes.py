@@ -28,7 +28,9 @@ class Lane:
 
     async def _serve(self) -> None:
         server, *_ = make_lanes()
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._blocked) for name in ("A", "B")}
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(self._blocked) for name in ("A", "B")
+        }
         services = self._register(server)
         services.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         services.add_registered_method_handlers(SERVICE, handlers)
@@ -61,7 +63,9 @@ def serving(register: Callable[[Any], Any]) -> Iterator[Lane]:
 def outcomes(lane: Lane, calls_of_each: int, refused: int) -> Counter[grpc.StatusCode]:
     """Codes of calls of both methods over one connection, behind one that is held up until `refused` have ended."""
     with grpc.insecure_channel(lane.address) as channel:
-        methods = [channel.unary_unary(f"/{SERVICE}/{name}") for name in ("A", "B")]
+        methods: list[grpc.UnaryUnaryMultiCallable[bytes, bytes]] = [
+            channel.unary_unary(f"/{SERVICE}/{name}") for name in ("A", "B")
+        ]
         first = methods[0].future(b"", timeout=60.0)
         assert lane.entered.wait(30.0)
         ended = threading.Semaphore(0)
