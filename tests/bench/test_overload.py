@@ -21,7 +21,7 @@ def test_multiples_of_a_rate_and_a_flood_beside_polite_clients(tmp_path: Path) -
     assert report["settings"]["items"] == 60
     once, thrice, *over_one, flood, polite = report["results"]
     assert [row["case"] for row in (once, thrice, *over_one)] == [
-        f"{times} times the highest over {connections}" for connections in (8, 1) for times in (1, 3)
+        f"{times} times, {connections} connections" for connections in (8, 1) for times in (1, 3)
     ]
     assert thrice["of_highest"] == pytest.approx(thrice["goodput_per_s"] / once["goodput_per_s"])
     for row in (once, thrice, *over_one, flood, polite):
