@@ -86,9 +86,9 @@ def test_as_many_callers_on_one_connection_as_may_wait_are_never_refused() -> No
 
 @pytest.mark.parametrize(("register", "queues"), [(SharedQueue, 1), (lambda server: server, 2)])
 def test_methods_wait_in_one_queue_unless_they_are_registered(register: Callable[[Any], Any], queues: int) -> None:
-    # One call is held up. For each queue another has been handed to Python already, and gRPC refuses from the second
-    # on that is too many.
-    answered = 1 + queues * (MOST_PENDING + 2)
+    # One call is held up; for each queue another has been handed to Python already, and gRPC lets one more wait.
+    most = 1 + queues * (MOST_PENDING + 2)
     with serving(register) as lane:
-        codes = outcomes(lane, 150, 301 - answered)
-    assert codes == {grpc.StatusCode.OK: answered, grpc.StatusCode.CANCELLED: 301 - answered}
+        codes = outcomes(lane, 150, 301 - most)
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+    assert queues * MOST_PENDING <= codes[grpc.StatusCode.OK] <= most
