@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 
-from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.peers import MESSAGE_OPTIONS
 
 LANES = 2
@@ -31,9 +30,9 @@ _OPTIONS = [
 logger = logging.getLogger(__name__)
 
 
-def make_lanes() -> list[grpc.aio.Server]:
+def make_lanes(interceptors: Sequence[grpc.aio.ServerInterceptor]) -> list[grpc.aio.Server]:
     """The servers, without services and ports."""
-    return [grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS) for _ in range(LANES)]
+    return [grpc.aio.server(interceptors=list(interceptors), options=_OPTIONS) for _ in range(LANES)]
 
 
 class SharedQueue:

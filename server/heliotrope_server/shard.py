@@ -37,6 +37,8 @@ from heliotrope.v1 import (
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.job_folder import job_home
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.access import AccessFile, AccessInterceptor, AuditLog
+from heliotrope_server.access.certificates import Certificates
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.embedder import Embedder
@@ -144,7 +146,9 @@ class Shard:
         add_services([internal], [internal], public=False)
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
-        lanes = make_lanes()
+        audit = AuditLog(server.data, settings.index)
+        access = AccessInterceptor(AccessFile(server.access) if server.access else None, audit)
+        lanes = make_lanes([ErrorInterceptor(), access])
         # Health and administration have queues of their own: they answer beside a flood.
         add_services([SharedQueue(lane) for lane in lanes], lanes, public=True)
         for lane in lanes:
@@ -183,6 +187,7 @@ class Shard:
         await engine.stop()
         if catalogue_log is not None:
             catalogue_log.close()
+        audit.close()
         lock.close()
         logger.info("shard %d drained at LSN %d", settings.index, engine.applied_lsn)
 
@@ -246,8 +251,9 @@ class Shard:
         settings = self._settings.server
         for address in self._settings.listen:
             if settings.tls_certificate and settings.tls_key:
-                pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-                server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                authorities = settings.tls_client_authorities
+                certificates = Certificates(settings.tls_certificate, settings.tls_key, authorities)
+                server.add_secure_port(address, certificates.credentials())
             else:
                 server.add_insecure_port(address)
 

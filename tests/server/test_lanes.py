@@ -27,7 +27,7 @@ class Lane:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        server, *_ = make_lanes()
+        server, *_ = make_lanes([])
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.unary_unary_rpc_method_handler(self._blocked) for name in ("A", "B")
         }
