@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_server.allowed_rows import AllowedRows, RowFilters
+from heliotrope_server.allowed_rows import AllowedRows
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.item_filter import ItemFilter
-from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
+from heliotrope_server.list_maker import FreshScores, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView, live_view
-from heliotrope_server.neighbours import SuggestionCache, Suggestions
+from heliotrope_server.neighbours import Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
 from heliotrope_server.retriever import Ranking, Retriever, make_retriever
 from heliotrope_server.scoring import Query, exact_scores
 from heliotrope_server.segments import SegmentPriors
-from heliotrope_server.trending import Trending
+from heliotrope_server.serving import Serving
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -103,19 +103,20 @@ class Answerer:
         self._popularity = popularity
         self._clock = clock
         self._wall_clock = wall_clock
-        self.serve(catalogue)
+        self.serve(self.serving_of(catalogue))
 
-    def serve(self, catalogue: LiveCatalogue) -> None:
+    def serving_of(self, catalogue: LiveCatalogue, counts: NDArray[np.float64] | None = None) -> Serving:
+        """What `serve` needs of a catalogue; `counts` as for Serving, where it is made ahead, in a thread."""
+        return Serving(catalogue, self._popularity, self._make_retriever, counts)
+
+    def serve(self, serving: Serving) -> None:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
-        self.catalogue = catalogue
-        self._retriever = self._make_retriever(catalogue)
-        # The exact retriever adds the boosts of all items to every score anyway.
-        self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
-        self._lists = ListMaker(catalogue)
-        self._filters = RowFilters(catalogue)
+        catalogue = serving.catalogue
+        self.catalogue, self.serving = catalogue, serving
+        self._retriever, self._trending, self._lists = serving.retriever, serving.trending, serving.lists
+        self._filters, self._suggested = serving.filters, serving.suggested
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
-        self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
