@@ -25,9 +25,9 @@ NO_MAP_ERROR = 1.0
 
 
 class Activation:
-    """One shard's part in a switch: it prepares, in a thread and beside what it serves, and commits when all shards have.
+    """One shard's part in a switch: it prepares beside what it serves, and commits when all shards have prepared.
 
-    A swap then exchanges pointers: on the event loop it takes milliseconds, whatever the catalogue and its delta hold.
+    All work is done in a thread before the swap, which then exchanges pointers on the event loop.
     """
 
     def __init__(
@@ -69,9 +69,10 @@ class Activation:
 
         A shard that was restarted since it prepared prepares anew. Raises SnapshotUnusableError when it can't.
         """
-        if self._engine.catalogue.version == version and self._prepared is None:
-            return 0.0  # restarted after the switch was decided, and so with this version
         if self._prepared is None or self._prepared.catalogue.version != version:
+            if self._engine.catalogue.version == version:
+                self.abandon()
+                return 0.0  # restarted after the switch was decided, and so with this version
             await self.prepare(version)
         prepared = self._prepared
         assert prepared is not None

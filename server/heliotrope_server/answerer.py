@@ -21,6 +21,7 @@ from heliotrope_server.neighbours import Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
+from heliotrope_server.recall_canary import Sample
 from heliotrope_server.retriever import Ranking, Retriever, make_retriever
 from heliotrope_server.scoring import Query, exact_scores
 from heliotrope_server.segments import SegmentPriors
@@ -99,6 +100,11 @@ class Answerer:
         self._request_numbers = itertools.count(1)
         self.recommend_count = 0
         self.uncertified_count = 0
+        # Questions that came to nothing by a fault of the server.
+        self.fault_count = 0
+        # Whether the next question without a filter is to be kept, and the one that was.
+        self.wants_sample = False
+        self.sample: Sample | None = None
         self._store = store
         self._popularity = popularity
         self._clock = clock
@@ -178,6 +184,9 @@ class Answerer:
             live = self._live_view(time_s, now_s)
             fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, now_s)
             rankings = self._retriever.rank([queries[place] for place in places], live)
+            if self.wants_sample and queries[places[0]].allowed is None:
+                self.sample = Sample(catalogue, queries[places[0]], live, rankings[0].rows)
+                self.wants_sample = False
             made = [
                 self._made(questions[place].wanted, queries[place], plans[place], ranking, profiles[place], live, fresh)
                 for place, ranking in zip(places, rankings, strict=True)

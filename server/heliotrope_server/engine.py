@@ -118,7 +118,7 @@ class Engine:
             make_retriever=make_retriever,
         )
         self._batcher = MicroBatcher[Question, Answer](
-            self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
+            self._answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
         self._checkpoint_lock = asyncio.Lock()
 
@@ -223,6 +223,13 @@ class Engine:
             else:
                 outcomes[place] = answer.result
         return [outcomes[place] for place in range(len(questions))]
+
+    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+        try:
+            return self.answerer.answer(questions)
+        except Exception:
+            self.answerer.fault_count += len(questions)
+            raise
 
     def _check_question(self, question: Question) -> None:
         check_id("user_id", question.user_id)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
 MAP_ITEMS = 20_000
-"""Items that a map between two snapshots is fitted on, drawn evenly: all of a million would take 1.5 GB for a moment."""
+"""Items that a map between two snapshots is fitted on, drawn evenly: a million would take 1.5 GB for a moment."""
 _FIRST_CAPACITY = 256
 
 

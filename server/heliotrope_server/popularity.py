@@ -107,8 +107,9 @@ class LivePopularity:
     def laid_out_for(
         self, item_ids: Sequence[str], alive: NDArray[np.bool_], pause: Callable[[], None]
     ) -> NDArray[np.float64]:
-        """Counts for the rows (n,) of another catalogue, relative to the landmark, dead rows without; in a thread, after
-        `begin_layout` and while events are counted. `pause` is called between small steps.
+        """Counts for the rows (n,) of another catalogue, relative to the landmark; dead rows have none.
+
+        For a thread, after `begin_layout` and while events are counted; it calls `pause` between small steps.
         """
         counts = np.zeros(len(item_ids))
         tables = [self.own, *list(self._peers.values())]

@@ -77,8 +77,9 @@ class Residuals:
     def carried_to(
         self, catalogue: LiveCatalogue, own: Mapping[str, Heard], pause: Callable[[], None]
     ) -> dict[str, Carried]:
-        """Moves the young items of a catalogue that is to be bound, by what was said of them up to now: `own` is a copy,
-        for a thread, which calls `pause` between small steps.
+        """Moves the young items of a catalogue that is to be bound, by what was said of them up to now.
+
+        For a thread, which brings a copy of `own` and calls `pause` between small steps.
         """
         dual, carried = self._dual(catalogue), {}
         for item_id, heard in own.items():

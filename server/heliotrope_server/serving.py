@@ -1,4 +1,4 @@
-"""What answers need of one catalogue beside its vectors: everything that takes time to make, made before it is served."""
+"""What answers need of one catalogue beside its vectors: all that takes time to make, made before it is served."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
