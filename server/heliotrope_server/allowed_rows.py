@@ -85,7 +85,7 @@ class RowFilters:
 
     def ask_again(self, asked: Iterable[tuple[Condition, ...]], at_s: float, pause: Callable[[], None]) -> None:
         """Makes what questions without a filter, and with those of another catalogue, will need at a time."""
-        self._table.follow()
+        self._table.follow(pause)
         opening = self._table.opening(at_s)
         for conditions in asked:
             if conditions or opening is not None:

@@ -130,15 +130,16 @@ class LivePopularity:
     ) -> None:
         """Lays the counts out for a catalogue of `size` rows.
 
-        `laid_out` (m,) is what `laid_out_for` made for its first rows; `later` are the ids of the others.
+        `laid_out` (m,) is what `laid_out_for` made for its first rows, and is taken over; `later` are the ids of the
+        others.
         """
         recounted, self._recounted = self._recounted, None
         self._moved_rows, self._moved_by = [], []
-        self._counts = np.zeros(size)
         self.version += 1
         tables = [self.own, *self._peers.values()]
         if laid_out is not None and recounted is not None:
-            self._counts[: len(laid_out)] = laid_out
+            missing = size - len(laid_out)
+            self._counts = np.concatenate([laid_out, np.zeros(missing)]) if missing else laid_out
             self.changed_rows = set()
             for item_id in recounted.union(later):
                 row = rows.get(item_id)
@@ -146,6 +147,7 @@ class LivePopularity:
                     self._counts[row] = sum(table.get(item_id, 0.0) for table in tables)
                     self.changed_rows.add(row)
             return
+        self._counts = np.zeros(size)
         self.changed_rows = None
         for counts in tables:
             for item_id, count in counts.items():
