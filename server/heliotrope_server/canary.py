@@ -4,7 +4,8 @@ Two things are watched for `window_s` seconds. Recommendations that fail by the 
 recall: of the questions that come in, one a second is also answered by exact scoring of the whole catalogue, in a
 thread. At other times one question in 30 seconds is, so that there is something to compare with.
 
-A version is called bad only where that is clear: the mean recall must be below the bound by two standard errors.
+A version is called bad only where that is clear: the mean recall must be below its bound, and the share of faults above
+its own, by three standard errors.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ LEAST_RECALL = 0.95
 """What a build must reach by default; stands in where neither the version before nor the manifest has a figure."""
 RECALL_SHARE = 0.9
 """Of the recall before, or of the build's own figure."""
+CLEAR = 3.0
+"""Standard errors."""
 LEAST_FAULTS = 5
 MORE_FAULTS = 0.02
 """By how much the share of failed recommendations may be larger than before."""
@@ -39,7 +42,7 @@ class Canary:
     """Belongs to the event loop of its shard."""
 
     def __init__(self, engine: Engine, window_s: float, report: Callable[[str, str], Awaitable[None]]) -> None:
-        """`report` takes a version, and what is wrong with it, to whoever can go back. `window_s` 0: watches nothing."""
+        """`report` takes a version, and what is wrong with it, to whoever can go back. `window_s` 0: never."""
         self._engine = engine
         self._window_s = window_s
         self._report = report
@@ -110,10 +113,14 @@ class Canary:
 
     def _fault(self) -> str | None:
         asked, failed = self._counted()
-        if failed < LEAST_FAULTS or failed / asked <= self._share_before + MORE_FAULTS:
+        if failed < LEAST_FAULTS:
+            return None
+        share = failed / asked
+        error = (share * (1.0 - share) / asked) ** 0.5
+        if share - CLEAR * error <= self._share_before + MORE_FAULTS:
             return None
         return (
-            f"{failed} of {asked} recommendations failed, a share of {failed / asked:.3f}; before the switch it was "
+            f"{failed} of {asked} recommendations failed, a share of {share:.3f}; before the switch it was "
             f"{self._share_before:.3f}, and {MORE_FAULTS} more are allowed"
         )
 
@@ -122,7 +129,7 @@ class Canary:
             return None
         mean = statistics.fmean(self._recalls)
         error = statistics.stdev(self._recalls) / len(self._recalls) ** 0.5
-        if mean + 2.0 * error >= self._bound:
+        if mean + CLEAR * error >= self._bound:
             return None
         return (
             f"recall@10 is {mean:.3f} on {len(self._recalls)} questions, with an error of {error:.3f}; at least "

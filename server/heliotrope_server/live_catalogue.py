@@ -276,7 +276,7 @@ class LiveCatalogue:
         determine it.
         """
         shared: list[tuple[int, int]] = []
-        for old_row in np.random.default_rng(0).permutation(len(item_ids)):
+        for old_row in np.random.default_rng(0).permutation(len(vectors)):
             new_row = self.snapshot.row_of(item_ids[int(old_row)])
             if new_row is not None:
                 shared.append((int(old_row), new_row))
