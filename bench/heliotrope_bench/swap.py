@@ -1,5 +1,4 @@
-"""`heliotrope bench swap`: how long the event loop of a shard stands when another snapshot is served, and what questions
-wait for meanwhile.
+"""`heliotrope bench swap`: how long the event loop of a shard stands when another snapshot is served.
 
 One engine in this process is asked one question after the other, as fast as it answers, while the snapshot is prepared
 beside the served one and then swapped in. The same swap without preparation, all of it on the event loop, is timed in

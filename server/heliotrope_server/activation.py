@@ -39,6 +39,7 @@ class Activation:
         self._store = store
         self._prepared: Succession | None = None
         self._preparing = asyncio.Lock()
+        self._turning: asyncio.Task[None] | None = None
 
     async def prepare(self, version: str) -> None:
         """Loads and warms a snapshot, with the live changes laid over it. Raises SnapshotUnusableError; the active one
@@ -86,6 +87,9 @@ class Activation:
             *(version, prepared.map_error, 1e3 * (time.perf_counter() - started)),
         )
         _let_go(retired)
+        if self._turning is not None:
+            self._turning.cancel()
+        self._turning = asyncio.create_task(self._engine.store.turn_to(prepared.catalogue))
         return prepared.map_error
 
     def _load(self, version: str, changes: Changes, heard: Mapping[str, Heard], habits: Habits) -> Succession:

@@ -260,7 +260,7 @@ class Answerer:
         catalogue = self.catalogue
         rows = _NO_ROWS
         if profile is not None and not question.include_seen:
-            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
+            rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
         if question.excluded_item_ids:
             named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
             rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))

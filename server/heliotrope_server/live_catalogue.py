@@ -140,6 +140,16 @@ class LiveCatalogue:
             vectors[place] = 0.0 if vector is None else vector
         return vectors, known
 
+    def rows_of(self, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Rows of the living items among some numbers (n,)."""
+        if len(numbers) and int(numbers.max()) >= self._numbered:
+            self.number_rows()
+        rows = self._base_rows[numbers].astype(np.int64)
+        living = rows >= 0
+        living[living] = self.alive[rows[living]]
+        others = [self.rows.get(item_id_of(number)) for number in numbers[~living].tolist()]
+        return np.concatenate([rows[living], np.array([row for row in others if row is not None], dtype=np.int64)])
+
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
         if row >= self.base_count:

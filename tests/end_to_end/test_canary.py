@@ -178,8 +178,7 @@ def test_a_shard_that_dies_in_the_middle_of_a_switch_ends_with_the_others(tmp_pa
 
             thread = threading.Thread(target=switch)
             thread.start()
-            before = turn % 2
-            until(lambda before=before: bool(served(client) - {versions[before]}) or not thread.is_alive(), server)
+            until(lambda turn=turn: bool(served(client) - {versions[turn % 2]}), server)
             kill(server, client, victim)
             thread.join()
             until(lambda: len(served(client)) == 1, server)

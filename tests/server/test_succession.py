@@ -102,7 +102,7 @@ async def test_prepared_or_not_the_same_is_served(tmp_path, landmark_moves):
                 engine.adopt(fresh)
             found.append(await state(engine))
         log.close()
-    (plain_version, plain_counts, plain_vectors, plain_answers), (version, counts, vectors, answers) = found
+    (_, plain_counts, plain_vectors, plain_answers), (_, counts, vectors, answers) = found
     assert len(vectors) == 999 and any(count > 0.0 for count in counts.values())
     assert plain_counts == pytest.approx(counts)
     assert vectors.keys() == plain_vectors.keys()
