@@ -132,18 +132,18 @@ async def _swap(
     for number in range(options.rounds):
         asker = _Asker(engine, options)
         await asyncio.sleep(_SETTLE_S)
-        steady = asker.take()
+        steady = await asker.take()
         own = psutil.Process().memory_info()
         with _peak() as peak:
             started = time.perf_counter()
             await activation.prepare(versions[1 - number % 2])
             prepare_s = time.perf_counter() - started
-            during = asker.take()
+            during = await asker.take()
             started = time.perf_counter()
             await activation.commit(versions[1 - number % 2])
             swap_ms = 1e3 * (time.perf_counter() - started)
             await asyncio.sleep(_SETTLE_S)
-        after = asker.take()
+        after = await asker.take()
         await asker.stop()
         rounds.append(
             {
@@ -184,8 +184,10 @@ class _Asker:
         self._took: list[float] = []
         self._task = asyncio.create_task(self._ask_for_ever())
 
-    def take(self) -> list[float]:
-        """Milliseconds of the answers since the last call."""
+    async def take(self) -> list[float]:
+        """Milliseconds of the answers since the last call, one at least."""
+        while not self._took:
+            await asyncio.sleep(0)
         took, self._took = self._took, []
         return took
 

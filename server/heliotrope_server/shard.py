@@ -180,7 +180,7 @@ class Shard:
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
         forward = self._start_learning(engine.learning, peers)
         canary.start()
-        together = asyncio.create_task(switch.bring_together()) if leader is None else None
+        together = asyncio.create_task(switch.begin()) if leader is None else None
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.metadata
-import logging
 import time
 from datetime import datetime
 from typing import Any
@@ -11,7 +10,6 @@ import grpc
 
 from heliotrope.v1 import admin_pb2 as pb
 from heliotrope.v1 import admin_pb2_grpc
-from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import FeedbackOffError
@@ -23,8 +21,6 @@ from heliotrope_server.servicers.switch import Switch
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 STATUS_TIMEOUT_S = 2.0
-
-logger = logging.getLogger(__name__)
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -49,7 +45,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._start_s = time.time()
 
     async def GetServingStatus(self, request: pb.GetServingStatusRequest, context: Any) -> pb.GetServingStatusResponse:
-        answers = [await self._own_answer()]
+        answers = [self._own_answer()]
         if self._whole_server:
             answers += await asyncio.gather(*(self._answer_of(peer) for peer in self._peers.others))
         shards = sorted((answer.shards[0] for answer in answers), key=lambda shard: shard.shard_index)
@@ -109,28 +105,20 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             return pb.GetServingStatusResponse(shards=[silent])
         return answer
 
-    async def _own_answer(self) -> pb.GetServingStatusResponse:
+    def _own_answer(self) -> pb.GetServingStatusResponse:
         status = self._own_status()
         learning = self._engine.learning
         if learning is not None:
             add_shard_fields(status, learning)
-        withdrawal = None
-        if self._peers.of(LEADER) is None:
-            withdrawal = await asyncio.to_thread(self._withdrawal)
         return pb.GetServingStatusResponse(
-            shards=[status], learning=learning_status(learning, LEADER), withdrawal=withdrawal
+            shards=[status], learning=learning_status(learning, LEADER), withdrawal=self._withdrawal()
         )
 
     def _withdrawal(self) -> pb.SnapshotWithdrawal | None:
-        """What the history of the store says of the last switch."""
-        try:
-            found = self._switch.withdrawal()
-        except (IndexerError, OSError) as error:
-            logger.warning("whether a snapshot was withdrawn is unknown: %s", error)
+        """Known to the leader alone."""
+        if self._switch.withdrawal is None:
             return None
-        if found is None:
-            return None
-        version, move = found
+        version, move = self._switch.withdrawal
         message = pb.SnapshotWithdrawal(snapshot_version=version, reason=move.reason)
         message.withdraw_time.FromDatetime(datetime.fromisoformat(move.time))
         return message

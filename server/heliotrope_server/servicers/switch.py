@@ -55,6 +55,8 @@ class Switch:
         self._tasks: set[asyncio.Task[object]] = set()
         # What was served before the active version; None: nobody knows.
         self._before: str | None = None
+        # The version that the last switch went back from by itself, and the move; None if it was another switch.
+        self.withdrawal: tuple[str, ActivationRecord] | None = None
 
     async def activate(self, version: str, timeout_s: float) -> tuple[str, str, float]:
         """Serves a version, or the one that CURRENT names if it is empty.
@@ -110,8 +112,14 @@ class Switch:
 
         await self._finished(switched())
 
-    async def bring_together(self) -> None:
-        """Brings every other shard to the version of this one: the leader may have died between their commits."""
+    async def begin(self) -> None:
+        """Reads what the last switch was, and brings every other shard to the version of this one: the leader may have
+        died between their commits.
+        """
+        try:
+            await asyncio.to_thread(self._read_history)
+        except (IndexerError, OSError) as error:
+            logger.warning("whether a snapshot was withdrawn is unknown: %s", error)
         version = self._engine.catalogue.version
         for outcome in await asyncio.gather(
             *(self._committed(peer, version, watched=False) for peer in self._peers.others), return_exceptions=True
@@ -119,18 +127,16 @@ class Switch:
             if isinstance(outcome, BaseException):
                 logger.error("a shard may serve another snapshot than %s: %s", version, outcome)
 
-    def withdrawal(self) -> tuple[str, ActivationRecord] | None:
-        """The version that the last switch went back from by itself, and the move; None if it was another one. Reads
-        the store.
-        """
+    def _read_history(self) -> None:
         history = self._store.history()
         found = [(version, record) for version, record in withdrawals(history).items() if record is history[-1]]
-        return found[0] if found else None
+        self.withdrawal = found[0] if found else None
 
     async def _switch(self, version: str, how: How, timeout_s: float, reason: str = "") -> float:
         await self._prepare(version, timeout_s)
         previous = self._engine.catalogue.version
         await asyncio.to_thread(self._store.activate, version, how=how, reason=reason)
+        await asyncio.to_thread(self._read_history)
         await asyncio.to_thread(write_served, self._served, version)
         watched = how == "activate" and version != previous
         if version != previous:
