@@ -47,10 +47,8 @@ COLUMNS = {
     "swap_ms": ".1f",
     "swap_cpu_ms": ".1f",
     "prepare_s": ".1f",
-    "p50_ms": ".2f",
     "p99_ms": ".2f",
     "prepare_p99_ms": ".2f",
-    "longest_ms": ".1f",
     "own_mib": ",.0f",
     "peak_mib": ",.0f",
 }
