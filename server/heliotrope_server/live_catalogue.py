@@ -8,6 +8,7 @@ next snapshot.
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -294,18 +295,19 @@ class LiveCatalogue:
         determine it.
         """
         shared: list[tuple[int, int]] = []
-        for old_row in np.random.default_rng(0).permutation(len(vectors)):
-            new_row = self.snapshot.row_of(item_ids[int(old_row)])
+        for old_row in _spread(len(vectors)):
+            new_row = self.snapshot.row_of(item_ids[old_row])
             if new_row is not None:
-                shared.append((int(old_row), new_row))
+                shared.append((old_row, new_row))
                 if len(shared) >= MAP_ITEMS:
                     break
             pause()
         if len(shared) < vectors.shape[1]:
             return None
         old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows], self.base_vectors[new_rows]
-        matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
+        old, new = vectors[old_rows].astype(np.float64), self.base_vectors[new_rows].astype(np.float64)
+        # By the normal equations: a fifth of the work, and float64 bears the square of the condition.
+        matrix, *_ = np.linalg.lstsq(old.T @ old, old.T @ new, rcond=None)
         self._folded_maps[version] = matrix.astype(np.float32)
         return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
 
@@ -358,6 +360,14 @@ class LiveCatalogue:
         self._delta_served = np.concatenate([self._delta_served, np.zeros_like(self._delta_served)])
         self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
         self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])
+
+
+def _spread(count: int) -> Iterator[int]:
+    """0 to count - 1, each once, in golden-section steps: however few are taken, they are spread over all."""
+    step = max(1, round(0.618034 * count))
+    while math.gcd(step, count) != 1:
+        step += 1
+    return (place * step % count for place in range(count))
 
 
 def _row(matrix: NDArray[np.float32], row: int) -> NDArray[np.float32]:
