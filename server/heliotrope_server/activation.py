@@ -47,23 +47,34 @@ class Activation:
         """
         async with self._preparing:
             self.abandon()
-            engine = self._engine
-            changes, habits = engine.changes.after(0), engine.answerer.serving.habits()
-            engine.popularity.begin_layout()
-            prepared = await asyncio.to_thread(self._load, version, changes, dict(engine.residuals.own), habits)
-            # What came meanwhile: the most of it in the thread again, so that little is left for the loop.
-            while len(late := engine.changes.after(changes.sequence)) > FEW_CHANGES:
-                changes = late
-                await asyncio.to_thread(engine.changes.lay_over, prepared.catalogue, changes, Pace())
-            engine.changes.lay_over(prepared.catalogue, late)
-            engine.successor, self._prepared = prepared.catalogue, prepared
+            try:
+                self._prepared = await self._made_ready(version)
+            except BaseException:
+                self.abandon()
+                raise
+            self._engine.successor = self._prepared.catalogue
 
     def abandon(self) -> None:
-        """Lets go of what is prepared: another shard could not."""
+        """Lets go of what is prepared: this shard or another could not."""
+        self._engine.popularity.drop_layout()
+        self._engine.successor = None
         if self._prepared is not None:
             retired: list[object] = [self._prepared]
-            self._prepared = self._engine.successor = None
+            self._prepared = None
             _let_go(retired)
+
+    async def _made_ready(self, version: str) -> Succession:
+        """Ends on the event loop with nothing left to lay over."""
+        engine = self._engine
+        changes, habits = engine.changes.after(0), engine.answerer.serving.habits()
+        engine.popularity.begin_layout()
+        prepared = await asyncio.to_thread(self._load, version, changes, dict(engine.residuals.own), habits)
+        # What came meanwhile: the most of it in the thread again, so that little is left for the loop.
+        while len(late := engine.changes.after(changes.sequence)) > FEW_CHANGES:
+            changes = late
+            await asyncio.to_thread(engine.changes.lay_over, prepared.catalogue, changes, Pace())
+        engine.changes.lay_over(prepared.catalogue, late)
+        return prepared
 
     async def commit(self, version: str) -> float:
         """Swaps to the prepared snapshot; returns the relative error of the map for folded sums.

@@ -104,6 +104,10 @@ class LivePopularity:
         """What is counted from here on is made good by the `bind` that gets a layout."""
         self._recounted = set()
 
+    def drop_layout(self) -> None:
+        """No `bind` will come for what `begin_layout` began."""
+        self._recounted = None
+
     def laid_out_for(
         self, item_ids: Sequence[str], alive: NDArray[np.bool_], pause: Callable[[], None]
     ) -> NDArray[np.float64]:

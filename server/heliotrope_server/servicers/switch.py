@@ -139,10 +139,10 @@ class Switch:
         await asyncio.to_thread(self._read_history)
         await asyncio.to_thread(write_served, self._served, version)
         watched = how == "activate" and version != previous
+        error = await self._activation.commit(version)
         if version != previous:
             self._before = previous if watched else None
-        error = await self._activation.commit(version)
-        self._canary.begin(watched=watched)
+            self._canary.begin(watched=watched)
         others = [self._committed(peer, version, watched=watched) for peer in self._peers.others]
         outcomes = await asyncio.gather(*others, return_exceptions=True)
         for outcome in outcomes:
