@@ -57,6 +57,7 @@ class Serving:
         self.filters.ask_again(habits.filters, time_s, pause)
         if habits.labelled:
             self.lists.label()
+        self.retriever.follow()
         live = live_view(catalogue, np.zeros(catalogue.size))
         matrix = catalogue.snapshot.scoring_matrices[-1]
         wanted = min(10, catalogue.alive_count)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from heliotrope_export import TextEncoder, check_single_runtime
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.access import AccessFile
+from heliotrope_server.access.certificates import Certificates
 from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
@@ -25,6 +27,7 @@ from heliotrope_server.shard import READY, ShardSettings
 # takes the server down, since something is wrong that another try won't mend.
 MAX_FAILED_STARTS = 5
 RESTART_DELAY_S = 0.1
+_ENDED_BY_LMDB = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,10 @@ class Supervisor:
         """Checks what all shards need, once, and says what each shall do."""
         settings = self._settings
         check_single_runtime()
+        if settings.access is not None:
+            AccessFile(settings.access)
+        if settings.tls_certificate and settings.tls_key:
+            Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_authorities)
         ports = self._reserve_ports(reserved)
         store = SnapshotStore(settings.snapshots)
         snapshot = store.open()
@@ -115,6 +122,13 @@ class Supervisor:
         process.stdin.write(plan.model_dump_json().encode() + b"\n")
         if await process.stdout.readline() != READY:
             code = await process.wait()
+            if -code in _ENDED_BY_LMDB:
+                folder = plan.layout.shard_folder(plan.server.data, plan.index) / "profiles"
+                raise StartError(
+                    f"shard {plan.index} was ended by {signal.Signals(-code).name} while it started, as LMDB ends a "
+                    f"process that reads a damaged store: `heliotrope verify` says whether {folder} is, "
+                    "`heliotrope repair` mends it (docs/backup.md)"
+                )
             raise StartError(f"shard {plan.index} could not start (exit code {code}); its message is above")
 
     async def _keep_running(self, plans: list[ShardSettings]) -> None:

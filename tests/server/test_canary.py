@@ -58,6 +58,9 @@ class BadRetriever:
         self._exact, self._bad, self._asked = ExactRetriever(catalogue), bad, 0
         self._everything = catalogue.alive_count
 
+    def follow(self):
+        pass
+
     def rank(self, queries, live):
         return [self._one(query, live) for query in queries]
 
