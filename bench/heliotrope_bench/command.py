@@ -59,6 +59,9 @@ COMMANDS = {
     ),
     "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
     "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
+    "swap": Command(
+        "swap", "SwapOptions", "how long a shard stands when another snapshot is served, and what that takes"
+    ),
     "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),
     "learning": Command(
         "learning",

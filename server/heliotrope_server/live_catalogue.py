@@ -8,8 +8,9 @@ next snapshot.
 """
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
+MAP_ITEMS = 20_000
+"""Items that a map between two snapshots is fitted on, drawn evenly: a million would take 1.5 GB for a moment."""
 _FIRST_CAPACITY = 256
 
 
@@ -145,7 +148,7 @@ class LiveCatalogue:
     def vectors(self, numbers: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """x_i of items by their numbers (n,), as `vector`: (n, d), and for which there is one, (n,); else zeros."""
         if len(numbers) and int(numbers.max()) >= self._numbered:
-            self._number_rows()
+            self.number_rows()
         rows = self._base_rows[numbers]
         vectors, known = self.base_vectors[rows], rows >= 0
         for place in np.flatnonzero(~known).tolist():
@@ -153,6 +156,16 @@ class LiveCatalogue:
             known[place] = vector is not None
             vectors[place] = 0.0 if vector is None else vector
         return vectors, known
+
+    def rows_of(self, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Rows of the living items among some numbers (n,)."""
+        if len(numbers) and int(numbers.max()) >= self._numbered:
+            self.number_rows()
+        rows = self._base_rows[numbers].astype(np.int64)
+        living = rows >= 0
+        living[living] = self.alive[rows[living]]
+        others = [self.rows.get(item_id_of(number)) for number in numbers[~living].tolist()]
+        return np.concatenate([rows[living], np.array([row for row in others if row is not None], dtype=np.int64)])
 
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
@@ -235,13 +248,17 @@ class LiveCatalogue:
         """Encoder output (n, D) to item space (n, d)."""
         return self.snapshot.project(pooled)
 
-    def upsert(self, entry: DeltaItem) -> bool:
-        """Adds or replaces an item; it is found by the next search. Returns whether it was new."""
+    def upsert(self, entry: DeltaItem, vector: NDArray[np.float32] | None = None) -> bool:
+        """Adds or replaces an item; it is found by the next search. Returns whether it was new.
+
+        `vector` (d,) is the projection of its text, where that was worked out for many at once.
+        """
         old_row = self.rows.get(entry.item.item_id)
         if old_row is not None:
             self._bury(old_row)
         self._reserve(len(self.delta) + 1)
-        vector = self.project(entry.pooled[None, :])[0]
+        if vector is None:
+            vector = self.project(entry.pooled[None, :])[0]
         if entry.residual is not None and entry.version == self.version:
             vector = vector + entry.residual
         place = len(self.delta)
@@ -289,19 +306,32 @@ class LiveCatalogue:
             logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
         return matrix
 
-    def learn_map(self, version: str, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> float | None:
-        """Fits the map from another snapshot by least squares over the shared items.
+    def learn_map(
+        self,
+        version: str,
+        item_ids: Sequence[str],
+        vectors: NDArray[np.float32],
+        pause: Callable[[], None] = lambda: None,
+    ) -> float | None:
+        """Fits the map from another snapshot by least squares over MAP_ITEMS of the shared items, or all if fewer.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
         determine it.
         """
-        pairs = [(row, self.snapshot.row_of(item_id)) for row, item_id in enumerate(item_ids)]
-        shared = [(old, new) for old, new in pairs if new is not None]
+        shared: list[tuple[int, int]] = []
+        for old_row in _spread(len(vectors)):
+            new_row = self.snapshot.row_of(item_ids[old_row])
+            if new_row is not None:
+                shared.append((old_row, new_row))
+                if len(shared) >= MAP_ITEMS:
+                    break
+            pause()
         if len(shared) < vectors.shape[1]:
             return None
         old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows], self.base_vectors[new_rows]
-        matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
+        old, new = vectors[old_rows].astype(np.float64), self.base_vectors[new_rows].astype(np.float64)
+        # By the normal equations: a fifth of the work, and float64 bears the square of the condition.
+        matrix, *_ = np.linalg.lstsq(old.T @ old, old.T @ new, rcond=None)
         self._folded_maps[version] = matrix.astype(np.float32)
         return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
 
@@ -309,7 +339,7 @@ class LiveCatalogue:
         """Takes over a map from another snapshot's space, (d_old, d)."""
         self._folded_maps[version] = matrix
 
-    def succeed(self, old: "LiveCatalogue") -> float | None:
+    def succeed(self, old: "LiveCatalogue", pause: Callable[[], None] = lambda: None) -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
 
         Returns the error of the direct map, as learn_map.
@@ -317,23 +347,26 @@ class LiveCatalogue:
         if old.version == self.version:
             self._folded_maps.update(old._folded_maps)
             return 0.0
-        error = self.learn_map(old.version, old.item_ids[: old.base_count], old.base_vectors)
+        error = self.learn_map(old.version, old.snapshot.item_ids, old.base_vectors, pause)
         if error is not None:
-            for version, matrix in old._folded_maps.items():
+            for version, matrix in list(old._folded_maps.items()):
                 self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
         return error
 
-    def _number_rows(self) -> None:
-        """Looks up the items that were numbered since the last time."""
+    def number_rows(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Looks up the items that were numbered since the last time; profiles read vectors by number."""
         row_of = self.snapshot.row_of
-        rows = [-1 if (row := row_of(item_id)) is None else row for item_id in ids_from(self._numbered)]
-        end = self._numbered + len(rows)
+        fresh = ids_from(self._numbered)
+        end = self._numbered + len(fresh)
         if end > len(self._base_rows):
             # To twice the size: new numbers come one by one while events stream in.
             grown = np.empty(2 * end, dtype=np.int32)
             grown[: self._numbered] = self._base_rows[: self._numbered]
             self._base_rows = grown
-        self._base_rows[self._numbered : end] = rows
+        for number, item_id in enumerate(fresh, self._numbered):
+            row = row_of(item_id)
+            self._base_rows[number] = -1 if row is None else row
+            pause()
         self._numbered = end
 
     def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
@@ -355,6 +388,14 @@ class LiveCatalogue:
         self._delta_served = np.concatenate([self._delta_served, np.zeros_like(self._delta_served)])
         self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
         self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])
+
+
+def _spread(count: int) -> Iterator[int]:
+    """0 to count - 1, each once, in golden-section steps: however few are taken, they are spread over all."""
+    step = max(1, round(0.618034 * count))
+    while math.gcd(step, count) != 1:
+        step += 1
+    return (place * step % count for place in range(count))
 
 
 def _row(matrix: NDArray[np.float32], row: int) -> NDArray[np.float32]:

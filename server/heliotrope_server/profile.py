@@ -5,7 +5,7 @@ split into batches matters, duplicates change nothing, and an undo may come befo
 sums are worked out when they are read: `settle` adds what has come since the last time in one step, or all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.event_ring import Columns, EventRing
 from heliotrope_server.interest import GainTable, InterestSums, interest_vectors
+from heliotrope_server.item_numbers import number_of
 from heliotrope_server.rare_attribute import NOTHING, Rare
 
 ONE_BY_ONE = 3
@@ -284,14 +285,19 @@ class Profile:
             self.total, self.prior, self.read_time_s(time_s), parameters.half_lives_s, parameters.kappas
         )
 
-    def seen_rows(self, row_of: Any, catalogue_version: tuple[int, int]) -> NDArray[np.int64]:
-        """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
+    def seen_rows(
+        self, rows_of: Callable[[NDArray[np.int32]], NDArray[np.int64]], catalogue_version: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """Catalogue rows of the items with an event, without repeats; cached until either side changes. `rows_of` gives
+        the rows of living items by their numbers.
+        """
         key = (*catalogue_version, self.lsn)
         if self._seen is None or key != self._seen[0]:
-            ids = self.events.item_ids()
-            ids.update(self.folded_items)
-            rows = [row for row in map(row_of, ids) if row is not None]
-            self._seen = key, np.array(rows, dtype=np.int64)
+            numbers = self.events.item_numbers()
+            if self.folded_items:
+                folded = np.array([number_of(item_id) for item_id in self.folded_items], dtype=np.int32)
+                numbers = np.concatenate([numbers, folded])
+            self._seen = key, rows_of(np.unique(numbers))
         return self._seen[1]
 
     @property

@@ -20,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import BaseModel, ConfigDict
 
-from heliotrope.internal.v1 import peer_pb2_grpc
+from heliotrope.internal.v1 import peer_pb2, peer_pb2_grpc
 from heliotrope.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -41,6 +41,7 @@ from heliotrope_server.access import AccessFile, AccessInterceptor, AuditLog
 from heliotrope_server.access.certificates import Certificates
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
+from heliotrope_server.canary import Canary
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.gpu_retriever import SearchDevice
@@ -63,7 +64,8 @@ from heliotrope_server.servicers import (
     ProfileServicer,
     RecommendationServicer,
 )
-from heliotrope_server.servicers.routing import Router
+from heliotrope_server.servicers.routing import Router, passed_on
+from heliotrope_server.servicers.switch import Switch
 from heliotrope_server.settings import ServerSettings
 from heliotrope_server.steady_clock import SteadyClock
 
@@ -72,6 +74,7 @@ HEALTH_INTERVAL_S = 0.5
 INTAKE_BYTES = 32 << 20
 """Of events that may wait for the disk of a shard, and of texts for its encoder."""
 SWITCH_INTERVAL_S = 0.0005
+WITHDRAW_TIMEOUT_S = 300.0
 
 _SERVICES = [
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
@@ -96,6 +99,8 @@ class ShardSettings(BaseModel):
     sockets: list[Path]
     addresses: list[str]
     listen: list[str]
+    served: Path
+    """Holds the version that this server serves: CURRENT at its start, then that of the last switch."""
     encoder_threads: int = 1
 
 
@@ -116,8 +121,8 @@ class Shard:
         encoder = TextEncoder.open(server.model, threads=settings.encoder_threads) if server.model else None
         folder = settings.layout.shard_folder(server.data, settings.index)
         lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
-        # The supervisor has verified the hashes of this version before it started any shard.
-        catalogue = LiveCatalogue(store.open(verify=False))
+        # Its hashes were verified, by the supervisor or by a switch. Not CURRENT: a build may have published meanwhile.
+        catalogue = LiveCatalogue(store.open(settings.served.read_text(), verify=False))
         device = SearchDevice(server.device, server.device_index)
         device.prepare(catalogue)
         engine = Engine(
@@ -136,15 +141,26 @@ class Shard:
         await engine.start(partial(learn_old_maps, store))
         activation = Activation(engine, store, device.prepare)
         peers = Peers(settings.index, settings.sockets)
+        leader = peers.of(LEADER)
+
+        async def withdraw(version: str, reason: str) -> None:
+            if leader is None:
+                await switch.withdraw(version, reason)
+                return
+            request = peer_pb2.WithdrawSnapshotRequest(snapshot_version=version, reason=reason)
+            await passed_on(leader, leader.internal.WithdrawSnapshot(request, timeout=WITHDRAW_TIMEOUT_S))
+
+        canary = Canary(engine, server.canary_window_s, withdraw)
+        switch = Switch(engine, activation, canary, store, peers, settings.served)
         engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()
 
         events, texts = ByteGate("the disk", INTAKE_BYTES), ByteGate("the encoder", INTAKE_BYTES)
-        add_services = partial(self._add_services, engine, activation, store, peers, catalogue_log, events, texts)
+        add_services = partial(self._add_services, engine, switch, store, peers, catalogue_log, events, texts)
         # What another shard passes on was admitted there, over one connection.
         internal = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
         add_services([internal], [internal], public=False)
-        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation, canary, switch), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
         audit = AuditLog(server.data, settings.index)
         access = AccessInterceptor(AccessFile(server.access) if server.access else None, audit)
@@ -162,6 +178,8 @@ class Shard:
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
         forward = self._start_learning(engine.learning, peers)
+        canary.start()
+        together = asyncio.create_task(switch.begin()) if leader is None else None
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -174,6 +192,9 @@ class Shard:
 
         # In this order: tell load balancers, let running calls finish, then close what they used.
         watch.cancel()
+        canary.stop()
+        if together is not None:
+            together.cancel()
         await health_servicer.enter_graceful_shutdown()
         await asyncio.gather(*(lane.stop(server.drain_s) for lane in lanes))
         await internal.stop(server.drain_s)
@@ -221,7 +242,7 @@ class Shard:
     def _add_services(
         self,
         engine: Engine,
-        activation: Activation,
+        switch: Switch,
         store: SnapshotStore,
         peers: Peers,
         catalogue_log: RecordLog | None,
@@ -237,7 +258,7 @@ class Shard:
         recommendation, event = RecommendationServicer(engine, router), EventServicer(engine, router, events)
         feedback, profile = FeedbackServicer(engine, router), ProfileServicer(engine, router, texts)
         catalog = CatalogServicer(engine, router, catalogue_log, texts)
-        admin = AdminServicer(engine, activation, store, peers, self._settings.addresses, whole_server=public)
+        admin = AdminServicer(engine, switch, store, peers, self._settings.addresses, whole_server=public)
         for server in servers:
             recommendation.add_to(server)
             event_pb2_grpc.add_EventServiceServicer_to_server(event, server)

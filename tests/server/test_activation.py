@@ -47,7 +47,7 @@ async def test_profiles_move_to_a_rotated_space_with_their_folded_part(tmp_path)
         activation = Activation(engine, store)
         await activation.prepare(version)
         assert (await answers(engine))[0].snapshot_version == served.version
-        assert activation.commit(version) < 1e-4
+        assert await activation.commit(version) < 1e-4
         after = await answers(engine)
         for old, new in zip(before, after, strict=True):
             assert new.snapshot_version == version
@@ -121,16 +121,16 @@ async def test_a_catalogue_with_no_shared_items_admits_that_nothing_can_be_carri
         version = worlds.publish(tmp_path / "store", seed=3, first_item=1000)
         activation = Activation(engine, store)
         await activation.prepare(version)
-        assert activation.commit(version) == 1.0
+        assert await activation.commit(version) == 1.0
         assert (await engine.recommend(Question("u0", 5))).result.item_ids
 
 
-async def test_committing_what_was_not_prepared_is_refused(tmp_path):
+async def test_a_commit_of_what_is_not_there_is_refused(tmp_path):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served) as engine:
         activation = Activation(engine, SnapshotStore(tmp_path / "store"))
-        with pytest.raises(SnapshotUnusableError, match="not prepared"):
-            activation.commit("20200101T000000Z-0123456789ab")
-        assert activation.commit(served.version) == 0.0
+        with pytest.raises(SnapshotUnusableError, match="holds no version"):
+            await activation.commit("20200101T000000Z-0123456789ab")
+        assert await activation.commit(served.version) == 0.0
         with pytest.raises(SnapshotUnusableError):
             await activation.prepare("20200101T000000Z-0123456789ab")

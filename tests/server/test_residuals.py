@@ -259,7 +259,7 @@ async def test_a_swap_carries_over_what_the_new_snapshot_has_not_learnt(tmp_path
         if running:
             activation = Activation(engine, store)
             await activation.prepare(version)
-            activation.commit(version)
+            await activation.commit(version)
             after = engine.catalogue
     if not running:
         after = LiveCatalogue(store.open())
