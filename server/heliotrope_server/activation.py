@@ -89,4 +89,4 @@ def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set
         except IndexerError as error:
             logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
             continue
-        catalogue.learn_map(version, old.item_ids, old.vectors.view(np.ndarray))
+        catalogue.learn_map(old)

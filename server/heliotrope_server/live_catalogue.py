@@ -9,8 +9,8 @@ next snapshot.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,16 @@ from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
 from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.passage import Passage, fitted_map
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
 
 MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
+MAPPED = 4
+"""Snapshots before this one whose vectors stay mapped: for users who were last touched under an older one, all of a folded
+sum goes through the map. What is mapped takes room on the disk until then, though it may be pruned from the store."""
 _FIRST_CAPACITY = 256
 
 
@@ -85,7 +89,7 @@ class LiveCatalogue:
         self._event_counts: NDArray[np.float32] | None = None if counts is None else counts.view(np.ndarray)
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._moved: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
-        self._folded_maps: dict[str, NDArray[np.float32]] = {}
+        self._passages: dict[str, Passage] = {}
         # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
         self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._numbered = 0
@@ -251,27 +255,34 @@ class LiveCatalogue:
         return [(int(row), float(similarities[row])) for row in best]
 
     def folded_map(self, version: str) -> NDArray[np.float32] | None:
-        """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
-        matrix = self._folded_maps.get(version)
-        if matrix is None:
-            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
-        return matrix
+        """The (d_old, d) matrix that carries vectors from another snapshot's space to this one, or None."""
+        passage = self.passage(version)
+        return None if passage is None else passage.matrix
 
-    def learn_map(self, version: str, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> float | None:
+    def passage(self, version: str) -> Passage | None:
+        """How folded sums move from another snapshot's space to this one, or None."""
+        passage = self._passages.get(version)
+        if passage is None:
+            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
+        return passage
+
+    def learn_map(self, old: Snapshot) -> float | None:
         """Fits the map from another snapshot by least squares over the shared items.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
         determine it.
         """
-        pairs = [(row, self.snapshot.row_of(item_id)) for row, item_id in enumerate(item_ids)]
-        shared = [(old, new) for old, new in pairs if new is not None]
-        if len(shared) < vectors.shape[1]:
+        pairs = [(row, self.snapshot.row_of(item_id)) for row, item_id in enumerate(old.item_ids)]
+        shared = [(before, now) for before, now in pairs if now is not None]
+        old_rows, new_rows = np.array(shared, np.int64).reshape(-1, 2).T
+        counts = np.zeros(len(shared)) if self._event_counts is None else self._event_counts[new_rows]
+        fitted = fitted_map(old.vectors.view(np.ndarray)[old_rows], self.base_vectors[new_rows], counts)
+        if fitted is None:
             return None
-        old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows], self.base_vectors[new_rows]
-        matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
-        self._folded_maps[version] = matrix.astype(np.float32)
-        return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
+        matrix, error = fitted
+        half_lives_s = old.parameters.half_lives_s, self.parameters.half_lives_s
+        self._passages[old.version] = Passage(old, self.snapshot, matrix, *half_lives_s)
+        return error
 
     def succeed(self, old: "LiveCatalogue") -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
@@ -279,12 +290,14 @@ class LiveCatalogue:
         Returns the error of the direct map, as learn_map.
         """
         if old.version == self.version:
-            self._folded_maps.update(old._folded_maps)
+            self._passages.update(old._passages)
             return 0.0
-        error = self.learn_map(old.version, old.item_ids[: old.base_count], old.base_vectors)
+        error = self.learn_map(old.snapshot)
         if error is not None:
-            for version, matrix in old._folded_maps.items():
-                self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
+            # The names of versions begin with their time.
+            for age, (version, passage) in enumerate(sorted(old._passages.items(), reverse=True), start=1):
+                onward = passage.onward(self._passages[old.version])
+                self._passages.setdefault(version, onward if age < MAPPED else replace(onward, old=None))
         return error
 
     def _number_rows(self) -> None:
