@@ -80,12 +80,12 @@ class _Space:
 
     def __init__(self, store: SnapshotStore, version: str, newcomers: Newcomers) -> None:
         snapshot = store.open(version)
-        known = list(snapshot.item_ids)
+        known, coming = list(snapshot.item_ids), newcomers.item_ids
         held = set(known)
-        late = [place for place, item_id in enumerate(newcomers.item_ids) if item_id not in held]
-        self.item_ids = known + [newcomers.item_ids[place] for place in late]
+        late = [place for place, item_id in enumerate(coming) if item_id not in held]
+        self.item_ids = known + [coming[place] for place in late]
         self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        self.rows_of_newcomers = [self.row_of[item_id] for item_id in newcomers.item_ids]
+        self.rows_of_newcomers = [self.row_of[item_id] for item_id in coming]
         self._vectors = np.concatenate([snapshot.vectors, snapshot.project(newcomers.pooled[late])])
         self._bias = np.concatenate([snapshot.bias, np.zeros(len(late), np.float32)])
         self._prior, self._matrices = np.asarray(snapshot.prior), np.asarray(snapshot.scoring_matrices)

@@ -40,7 +40,7 @@ REBUILD, SWAP, SWAPPED = "full rebuild", "swap", "after the swap"
 ROLLBACK, ROLLED_BACK = "rollback", "after the rollback"
 SETTLE_S = 3.0
 """Of a swap, after the call has returned: profiles are derived anew as they are next read."""
-TRICKLE_PER_S = 20.0
+TRICKLE_PER_S = 5.0
 """Newcomers that go on coming through the rebuild and the swaps."""
 LONGEST_S = 600.0
 """Newcomers are kept ready for a run of so long."""
@@ -48,12 +48,10 @@ BUCKET_S = 0.25
 COLUMNS = {
     "phase": "",
     "seconds": ",.1f",
-    "rate_per_s": ",.0f",
     "p50_ms": ",.2f",
     "p99_ms": ",.2f",
     "p99_of_steady": ".2f",
     "max_ms": ",.1f",
-    "lag_p99_ms": ",.2f",
     "failed": "d",
     "items_per_s": ",.0f",
     "looks": "d",
@@ -265,6 +263,7 @@ class _Lifecycle:
         part = samples.between(phase.start_s, phase.end_s)
         looks = [look for look in watch.looks if phase.start_s <= look.at_s < phase.end_s]
         failures = [text for at_s, text in watch.failures if phase.start_s <= at_s < phase.end_s]
+        lacking = [look.lacks for look in looks if look.lacks]
         lists = [look for look in looks if look.right is not None]
         places = sum(look.count for look in lists)
         seconds = phase.end_s - phase.start_s
@@ -279,7 +278,8 @@ class _Lifecycle:
             "failures": failures[:10],
             "codes_of_the_run": samples.codes,
             "looks": len(looks),
-            "incomplete": sum(look.incomplete for look in looks),
+            "incomplete": len(lacking),
+            "lacking": lacking[:10],
             "recall@10": sum(look.right or 0 for look in lists) / places if places else None,
             "server_cpu": phase.server_cpu,
             **phase.more,

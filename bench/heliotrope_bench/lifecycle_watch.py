@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,13 @@ STRANGER = "watch-stranger"
 
 
 class Look(NamedTuple):
-    """One answer that was looked at, by time.monotonic(). `incomplete`: it lacks an acknowledged item or has another.
+    """One answer that was looked at, by time.monotonic(). `lacks` says what it lacks or has too much; empty: nothing.
 
     `right` of `count` places are as exact scoring has them; None where that was not asked.
     """
 
     at_s: float
-    incomplete: bool
+    lacks: str
     right: int | None = None
     count: int = 0
 
@@ -71,16 +72,19 @@ class Watch:
         while True:
             await asyncio.sleep(EVERY_S)
             if self._lots:
-                await self._asked(self._look_at_lot(int(self._random.integers(len(self._lots)))))
+                await self._asked(partial(self._look_at_lot, int(self._random.integers(len(self._lots)))))
             user = self._users[int(self._random.integers(len(self._users)))]
-            await self._asked(self._look_at_list(user))
+            await self._asked(partial(self._look_at_list, user))
 
     def judge(self, answers: ExactAnswers) -> None:
         """Adds what exact scoring says of every list to the looks."""
         for at_s, served, events in self._served:
             judged = answers.judge(served, self._events[:events])
-            # Of the newcomers only the one that the user came for has no rank of its own to lose to an approximation.
-            self.looks.append(Look(at_s, served.about in judged.missing, judged.right, judged.count))
+            # Others among the missing are what an approximate index may miss: recall says how many.
+            lacks = ""
+            if served.about in judged.missing:
+                lacks = f"{served.user_id} came for {served.about}, snapshot {served.snapshot_version}"
+            self.looks.append(Look(at_s, lacks, judged.right, judged.count))
         self._served.clear()
 
     async def _add_lot(self, count: int) -> None:
@@ -92,12 +96,12 @@ class Watch:
             raise ServerLostError(f"a lot of {len(items)} items was refused: {error}") from error
         self.acknowledged += len(items)
         self._lots.append([item.item_id for item in items])
-        await self._asked(self._look_at_newest())
+        await self._asked(self._look_at_newest)
 
-    async def _asked(self, look: Awaitable[None]) -> None:
+    async def _asked(self, look: Callable[[], Awaitable[None]]) -> None:
         async with self._turn:
             try:
-                await look
+                await look()
             except HeliotropeError as error:
                 self.failures.append((time.monotonic(), str(error)))
 
@@ -109,7 +113,11 @@ class Watch:
             STRANGER, count=len(wanted), filter=item_filter(attribute_in(LOT, str(number)))
         )
         found = {each.item_id for each in answer.recommendations}
-        self.looks.append(Look(at_s, found != set(wanted)))
+        lacks = ""
+        if found != set(wanted):
+            missing, strange = len(set(wanted) - found), len(found - set(wanted))
+            lacks = f"call {number}: {missing} of {len(wanted)} missing, {strange} strange, {answer.snapshot_version}"
+        self.looks.append(Look(at_s, lacks))
 
     async def _look_at_newest(self) -> None:
         """Somebody who came for one of the items that were acknowledged just now must find it."""

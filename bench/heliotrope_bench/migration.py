@@ -27,7 +27,7 @@ from heliotrope_bench.errors import BenchError
 from heliotrope_bench.holdout import Holdout, first_sights
 from heliotrope_bench.interval import Bootstrap
 from heliotrope_bench.job import run_job
-from heliotrope_bench.ranking import DEEPEST, MEASURES, TargetRank, rank_in_list, values
+from heliotrope_bench.ranking import CUT_OFF, DEEPEST, MEASURES, TargetRank, rank_in_list, values
 from heliotrope_bench.report import print_table, write_report
 from heliotrope_bench.shallow_model import shallow_model
 from heliotrope_bench.snapshot_job import (
@@ -59,11 +59,12 @@ COLUMNS = {
     "targets": ",d",
     "folded_share": ".0%",
     "hr@10": ".4f",
-    "hr@10_of_rebuilt": ".3f",
+    "hr@10_ratio": ".3f",
     "ndcg@10": ".4f",
-    "ndcg@10_of_rebuilt": ".3f",
-    "ndcg@10_of_rebuilt_low": ".3f",
-    "ndcg@10_of_rebuilt_high": ".3f",
+    "ndcg@10_ratio": ".3f",
+    "ndcg@10_low": ".3f",
+    "ndcg@10_high": ".3f",
+    "overlap@10": ".3f",
 }
 
 
@@ -147,6 +148,7 @@ def measure(holdout: Holdout, old: Path, new: Path, folder: Path, ring_size: int
     """A row for each state of all users with folded events, and of the half of them of whom the most is folded."""
     data = holdout.dataset
     ranks: dict[str, list[TargetRank]] = {REBUILT: [], MIGRATED: [], FORGOTTEN: []}
+    overlaps: dict[str, list[float]] = {state: [] for state in ranks}
     users, shares = [], []
     with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
         engines = []
@@ -173,18 +175,24 @@ def measure(holdout: Holdout, old: Path, new: Path, folder: Path, ring_size: int
             for state in (MIGRATED, FORGOTTEN):
                 moved.move(user_id, keep_folded=state == MIGRATED)
                 answers[state] = systems[1].ask(user_id, time_s, DEEPEST)
+            best = set(rebuilt.item_ids[:CUT_OFF])
             for target in by_user[user].tolist():
                 users.append(user)
                 shares.append(share)
                 for state, answer in answers.items():
                     item_id = data.items[data.item[target]].item_id
                     ranks[state].append(rank_in_list(answer.item_ids, answer.scores, item_id))
+                    overlaps[state].append(len(best & set(answer.item_ids[:CUT_OFF])) / CUT_OFF)
     if not users:
         raise BenchError(f"no user of {data.name} has more events than a ring of {ring_size} holds")
     folded = np.array(shares)
     groups = {"with folded events": folded >= 0.0, "most of them folded": folded >= np.median(folded)}
     return [
-        {"map_error": map_error, **_row(group, state, ranks, chosen, np.array(users), folded)}
+        {
+            **_row(group, state, ranks, chosen, np.array(users), folded),
+            "overlap@10": float(np.array(overlaps[state])[chosen].mean()),
+            "map_error": map_error,
+        }
         for group, chosen in groups.items()
         for state in ranks
     ]
@@ -214,8 +222,8 @@ def _row(
     }
     for column, name in enumerate(MEASURES):
         row[name] = float(ours[:, column].mean())
-        row[f"{name}_of_rebuilt"] = float(ratio[column])
-        row[f"{name}_of_rebuilt_low"], row[f"{name}_of_rebuilt_high"] = float(low[column]), float(high[column])
+        row[f"{name}_ratio"] = float(ratio[column])
+        row[f"{name}_low"], row[f"{name}_high"] = float(low[column]), float(high[column])
     return row
 
 
