@@ -180,7 +180,14 @@ BOUNDS = (
             ("across a rollback", "rollback"),
         )
     ),
-    Bound("failed requests from the first item to the rollback", "lifecycle", "at most", 0, "{:,.0f}", over_life("failed", sum)),
+    Bound(
+        "failed requests from the first item to the rollback",
+        "lifecycle",
+        "at most",
+        0,
+        "{:,.0f}",
+        over_life("failed", sum),
+    ),
     Bound(
         "answers that lack what was acknowledged before, meanwhile",
         "lifecycle",
@@ -189,7 +196,9 @@ BOUNDS = (
         "{:,.0f}",
         over_life("incomplete", sum),
     ),
-    Bound("recall@10 meanwhile, in the worst phase", "lifecycle", "at least", 0.97, "{:.3f}", over_life("recall@10", min)),
+    Bound(
+        "recall@10 meanwhile, in the worst phase", "lifecycle", "at least", 0.97, "{:.3f}", over_life("recall@10", min)
+    ),
     Bound(
         "NDCG@10 of users who moved to another model, over users rebuilt from the full log",
         "migration",

@@ -36,7 +36,9 @@ COMMANDS = {
         "latency, completeness and recall while items stream in, through a rebuild, a swap and a rollback",
     ),
     "migration": Command(
-        "migration", "MigrationOptions", "what users lose when the model under them changes, beside users rebuilt from their log"
+        "migration",
+        "MigrationOptions",
+        "what users lose when the model under them changes, beside users rebuilt from their log",
     ),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
     "peers": Command(

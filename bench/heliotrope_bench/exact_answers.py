@@ -16,6 +16,9 @@ from heliotrope_bench.newcomers import Newcomers
 from heliotrope_bench.recall import hits
 from heliotrope_indexer.snapshot import SnapshotStore
 
+COUNTED_LATE_S = 0.25
+"""Live counts are worked out a few times a second: an event moves interests at once and counts a moment later."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -53,14 +56,21 @@ class ExactAnswers:
         self._spaces: dict[str, _Space] = {}
 
     def judge(self, served: Served, events: Sequence[Event]) -> Judged:
-        """How much of a list is right. An item that was on its way when the list was asked for may be in it."""
+        """How much of a list is right. An item that was on its way when the list was asked for may be in it, and the last
+        events may count for how popular an item is, or not yet.
+        """
+        earlier = [event for event in events if _time_s(event) < served.time_s - COUNTED_LATE_S]
+        found = [self._judge(served, events, counted) for counted in (events, earlier)]
+        return max(found, key=lambda judged: judged.right)
+
+    def _judge(self, served: Served, events: Sequence[Event], counted: Sequence[Event]) -> Judged:
         space = self._spaces.get(served.snapshot_version)
         if space is None:
             space = self._spaces[served.snapshot_version] = _Space(
                 self._store, served.snapshot_version, self._newcomers
             )
         own = [event for event in events if event.user_id == served.user_id]
-        scores = space.scores(own, events, served.time_s)
+        scores = space.scores(own, counted, served.time_s)
         listed = [space.row_of[item_id] for item_id in served.item_ids]
         pending = np.array(space.rows_of_newcomers[served.acknowledged :], np.int64)
         scores[np.setdiff1d(pending, listed)] = -np.inf
@@ -91,13 +101,11 @@ class _Space:
         self._prior, self._matrices = np.asarray(snapshot.prior), np.asarray(snapshot.scoring_matrices)
         self._parameters = snapshot.parameters
 
-    def scores(self, own: Sequence[Event], events: Sequence[Event], time_s: float) -> NDArray[np.float64]:
-        """(n,) scores of all items for a user with `own` events, while everybody has had `events`."""
+    def scores(self, own: Sequence[Event], counted: Sequence[Event], time_s: float) -> NDArray[np.float64]:
+        """(n,) scores of all items for a user with `own` events, with the live counts that `counted` ones make."""
         parameters = self._parameters
         query = np.zeros(len(self._prior))
-        for horizon, (half_life_s, kappa) in enumerate(
-            zip(parameters.half_lives_s, parameters.kappas, strict=True)
-        ):
+        for horizon, (half_life_s, kappa) in enumerate(zip(parameters.half_lives_s, parameters.kappas, strict=True)):
             total, mass = kappa * self._prior.astype(np.float64), kappa
             for event in own:
                 gain = parameters.gain(event.type) * 2.0 ** ((_time_s(event) - time_s) / half_life_s)
@@ -106,11 +114,11 @@ class _Space:
             query += (total / mass) @ self._matrices[horizon]
         scores: NDArray[np.float64] = (self._vectors @ query.astype(np.float32)).astype(np.float64) + self._bias
         newest: dict[tuple[str, str], float] = {}
-        for event in events:
+        for event in counted:
             key = event.user_id, event.item_id
             newest[key] = max(newest.get(key, 0.0), _time_s(event))
         counts = np.zeros(len(scores))
-        rows = [self.row_of[item_id] for _, item_id in newest]
+        rows = np.array([self.row_of[item_id] for _, item_id in newest], np.int64)
         ages = time_s - np.array(list(newest.values()))
         np.add.at(counts, rows, 2.0 ** (-ages / parameters.popularity_half_life_s))
         return scores + parameters.live_popularity_weight * np.log1p(counts)

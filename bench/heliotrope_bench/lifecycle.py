@@ -83,7 +83,9 @@ class LifecycleOptions(BaseSettings):
     build_threads: Annotated[int, Field(ge=1)] = Field(1, description="threads of the rebuild")
     build_nice: Annotated[int, Field(ge=0, le=19)] = Field(19, description="how far the rebuild stands back")
     model: Path | None = Field(None, description="model folder; exported into WORK when not given")
-    work: Path = Field(Path(".bench"), description="where model, embeddings and the first snapshot are kept between runs")
+    work: Path = Field(
+        Path(".bench"), description="where model, embeddings and the first snapshot are kept between runs"
+    )
     data: Path | None = Field(None, description="folder of the data sets, in place of HELIOTROPE_DATA")
     seed: int = Field(0, description="seed of users, events and arrivals")
     out: Path = Field(Path("lifecycle.json"), description="raw results")

@@ -8,7 +8,6 @@ second snapshot, as after a swap, and asked beside users who have lived on the s
 
 import asyncio
 import contextlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,11 +37,9 @@ from heliotrope_bench.snapshot_job import (
     write_train_events,
 )
 from heliotrope_bench.system import Served, replay
-from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.training_settings import TrainingSettings
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
-from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.profile_codec import decode_profile, encode_profile
 from heliotrope_server.settings import EngineSettings
 

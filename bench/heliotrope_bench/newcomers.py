@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope import Item, make_item
+from heliotrope.v1.catalog_pb2 import TextEmbedding
 from heliotrope_bench.errors import BenchError
 from heliotrope_export import ExportError, TextEncoder
 from heliotrope_indexer.embedding_cache import EmbeddingCache
 from heliotrope_indexer.errors import IndexerError
-from heliotrope.v1.catalog_pb2 import TextEmbedding
 
 LOT = "lot"
 """Attribute of every newcomer: the number of the call that brought it, as text."""

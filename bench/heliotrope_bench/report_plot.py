@@ -73,7 +73,9 @@ def _lifecycle(file: RawResults) -> Any:
     for key, name, colour in (("max_ms", "slowest", "#a2c4d9"), ("p99_ms", "p99", OURS), ("p50_ms", "p50", OTHER)):
         panel.plot(at, [bucket[key] for bucket in buckets], color=colour, linewidth=1, label=name)
     failed = [bucket for bucket in buckets if bucket["failed"]]
-    panel.plot([each["at_s"] for each in failed], [each["max_ms"] for each in failed], "x", color="black", label="failed")
+    panel.plot(
+        [each["at_s"] for each in failed], [each["max_ms"] for each in failed], "x", color="black", label="failed"
+    )
     limit = 2 * file.results[0]["p99_ms"]
     panel.axhline(limit, color=LIMIT, linestyle="--", linewidth=1, label="twice the steady p99")
     for number, row in enumerate(file.results):

@@ -119,9 +119,7 @@ def _generate(
 
 
 class _Generator:
-    def __init__(
-        self, calls: list[PreparedCall], rate_per_s: float, count: int, random: np.random.Generator
-    ) -> None:
+    def __init__(self, calls: list[PreparedCall], rate_per_s: float, count: int, random: np.random.Generator) -> None:
         self._calls, self._rate, self._count, self._random = calls, rate_per_s, count, random
         self._rows: list[tuple[float, float, float, bool]] = []
         self._codes: Counter[str] = Counter()

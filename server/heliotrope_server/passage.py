@@ -47,9 +47,7 @@ class Passage:
 
     def onward(self, after: "Passage") -> "Passage":
         """This passage and another behind it, in one."""
-        return replace(
-            after, old=self.old, matrix=self.matrix @ after.matrix, old_half_lives_s=self.old_half_lives_s
-        )
+        return replace(after, old=self.old, matrix=self.matrix @ after.matrix, old_half_lives_s=self.old_half_lives_s)
 
     def carried_over(self, folded: InterestSums, liked_us: Mapping[str, int], newest_s: float) -> InterestSums:
         """Folded sums in the new space. `liked_us` has when each folded item was last liked, in us, 0 for never;
