@@ -1,7 +1,7 @@
 """What a server with snapshots and live items should have answered, worked out anew from what is open to anyone.
 
-A second computation in NumPy: from the files of the snapshot that answered, the vectors of the items that came since, and
-the events of the users. No figure of the server goes into it, so that what a swap does to profiles shows too.
+A second computation in NumPy: from the files of the snapshot that answered, the vectors of the items that came since,
+and the events of the users. No figure of the server goes into it, so that what a swap does to profiles shows too.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class ExactAnswers:
         self._spaces: dict[str, _Space] = {}
 
     def judge(self, served: Served, events: Sequence[Event]) -> Judged:
-        """How much of a list is right. An item that was on its way when the list was asked for may be in it, and the last
-        events may count for how popular an item is, or not yet.
+        """How much of a list is right. An item that was on its way when the list was asked for may be in it, and the
+        last events may count for how popular an item is, or not yet.
         """
         earlier = [event for event in events if _time_s(event) < served.time_s - COUNTED_LATE_S]
         found = [self._judge(served, events, counted) for counted in (events, earlier)]

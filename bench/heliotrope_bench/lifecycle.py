@@ -1,8 +1,9 @@
-"""`heliotrope bench lifecycle`: one server from a steady hour through everything that happens to it, asked all the while.
+"""`heliotrope bench lifecycle`: what users see of a server while everything happens to it that happens to servers.
 
-A generator asks for recommendations at a steady rate. Meanwhile items stream in with known vectors, the catalogue is built
-anew on the same machine, the server swaps to it, and rolls back. Latency in each phase is beside that of the first, steady
-one. What was acknowledged is looked for in later answers, and lists of users are held against exact scoring.
+A generator asks for recommendations at a steady rate. Meanwhile items stream in with known vectors, the catalogue is
+built anew on the same machine, the server swaps to it, and rolls back. Latency in each phase is beside that of the
+first, steady one. What was acknowledged is looked for in later answers, and lists of users are held against exact
+scoring.
 """
 
 import asyncio
@@ -267,7 +268,7 @@ class _Lifecycle:
         failures = [text for at_s, text in watch.failures if phase.start_s <= at_s < phase.end_s]
         lacking = [look.lacks for look in looks if look.lacks]
         lists = [look for look in looks if look.right is not None]
-        places = sum(look.count for look in lists)
+        places = sum(look.places for look in lists)
         seconds = phase.end_s - phase.start_s
         row: dict[str, Any] = {
             "phase": phase.name,

@@ -1,4 +1,4 @@
-"""Watches a server through its life: what was acknowledged must be in every later answer, and answers must stay right."""
+"""Watches a server through its life: what was acknowledged must be in every later answer, and answers stay right."""
 
 import asyncio
 import time
@@ -25,13 +25,13 @@ STRANGER = "watch-stranger"
 class Look(NamedTuple):
     """One answer that was looked at, by time.monotonic(). `lacks` says what it lacks or has too much; empty: nothing.
 
-    `right` of `count` places are as exact scoring has them; None where that was not asked.
+    `right` of `places` are as exact scoring has them; None where that was not asked.
     """
 
     at_s: float
     lacks: str
     right: int | None = None
-    count: int = 0
+    places: int = 0
 
 
 class Watch:
@@ -129,8 +129,9 @@ class Watch:
 
     async def _look_at_list(self, user: str, *, about: str = "", token: str = "") -> None:
         known, events, at_s, now = self.acknowledged, len(self._events), time.monotonic(), time.time()
-        seen = "include" if about else "exclude"
-        answer = await self._client.recommend(user, count=COUNT, seen=seen, version_token=token)
+        answer = await self._client.recommend(
+            user, count=COUNT, seen="include" if about else "exclude", version_token=token
+        )
         served = Served(
             user,
             now,

@@ -1,9 +1,10 @@
 """`heliotrope bench migration`: what users lose when the model under them changes.
 
-Two snapshots of one data set are trained: one of a text model, the other of one that reads texts otherwise (fewer layers),
-with another dimension, seed and half-lives. Users live on the first through the engine of the server, with a ring so
-small that most of their events are folded. At the moment of each target the stored profile is read by an engine of the
-second snapshot, as after a swap, and asked beside users who have lived on the second snapshot from their first event.
+Two snapshots of one data set are trained: one of a text model, the other of one that reads texts otherwise (fewer
+layers), with another dimension, seed and half-lives. Users live on the first through the engine of the server, with a
+ring so small that most of their events are folded. Then the stored profile is read by an engine of the second snapshot,
+as after a swap, and its next positives are ranked beside those of a user who has lived on the second snapshot from the
+first event.
 """
 
 import asyncio

@@ -128,7 +128,7 @@ class _Generator:
     async def run(self, address: str, stop: StopEvent, ready: Any) -> Samples:
         async with grpc.aio.insecure_channel(address) as channel:
             await asyncio.wait_for(channel.channel_ready(), CALL_TIMEOUT_S)
-            methods = {call.method: channel.unary_unary(call.method) for call in self._calls}
+            methods: dict[str, Any] = {call.method: channel.unary_unary(call.method) for call in self._calls}
             ready()
             tasks = set[asyncio.Task[None]]()
             due, number = time.monotonic(), 0

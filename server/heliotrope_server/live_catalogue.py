@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
 MAPPED = 4
-"""Snapshots before this one whose vectors stay mapped: for users who were last touched under an older one, all of a folded
-sum goes through the map. What is mapped takes room on the disk until then, though it may be pruned from the store."""
+"""Snapshots before this one whose vectors stay mapped: for users who were last touched under an older one, all of a
+folded sum goes through the map. What is mapped takes room on the disk, also where it is pruned from the store."""
 _FIRST_CAPACITY = 256
 
 

@@ -1,12 +1,12 @@
 """How the folded events of a user move from the item space of one snapshot to that of another.
 
-A folded sum is known to be `s = sum g_e 2^((t_e - L)/half_life) x_e` over events that cannot be told apart any more. What a
-profile still has of them is which items they were on, and when each was last liked. So the part of `s` that lies along
+A folded sum is known to be `s = sum g_e 2^((t_e - L)/half_life) x_e` over events that cannot be told apart any more.
+What a profile still has of them is which items they were on, and when each was last liked. So the part of `s` along
 
     z = sum over these items of 2^((t_i - L)/half_life) x_i
 
-is taken to be `g z`, with the one gain g that leaves the shortest rest, and is worked out anew with the items' new vectors
-and the new half-life. Only the rest `s - g z` goes through a linear map, fitted over all shared items.
+is taken to be `g z`, with the one gain g that leaves the shortest rest, and is worked out anew with the items' new
+vectors and the new half-life. Only the rest `s - g z` goes through a linear map, fitted over all shared items.
 """
 
 import heapq

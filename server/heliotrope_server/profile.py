@@ -259,9 +259,11 @@ class Profile:
         The folded sum moves by the items that it is known to be of, and for the rest by a linear map; see passage.
         """
         if self.folded is not None and self.folded_version != space.version:
-            passage = space.passage(self.folded_version)
-            # Without one the sums are lost: no items are shared, or the old snapshot is gone.
-            self.folded = passage and passage.carried_over(self.folded, self.folded_items, self.folded_newest_s)
+            passage, folded = space.passage(self.folded_version), self.folded
+            # Without one the sums are lost: too few items are shared, or the old snapshot is gone.
+            self.folded = None
+            if passage is not None:
+                self.folded = passage.carried_over(folded, self.folded_items, self.folded_newest_s)
             self.folded_version = space.version
         self.newest_s = max(self.events.newest_us() / 1e6, self.folded_newest_s)
         self._total = None
