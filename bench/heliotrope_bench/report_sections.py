@@ -104,11 +104,11 @@ SECTIONS: Mapping[str, Section] = {
     "lifecycle": Section(
         "What happens to a server, and what its users see of it",
         "Recommendations are asked for at a steady rate, at random moments; latency counts from the moment a request "
-        "was due. Meanwhile items stream in with known vectors, the catalogue is built anew on the same machine with what "
-        "came in, the server swaps to it and rolls back; a few more items come all the time. Looks: all items of one "
-        "earlier call asked for by a filter, an item that was acknowledged just now asked for by somebody who came for "
-        "it, and lists of users. Incomplete is an answer that lacks what was acknowledged before it was asked for, or "
-        "has what it must not. Recall@10 is against exact scoring of everything that was acknowledged.",
+        "was due. Meanwhile items stream in with known vectors, the catalogue is built anew on the same machine with "
+        "what came in, the server swaps to it and rolls back; a few more items come all the time. Looks: all items of "
+        "one earlier call asked for by a filter, an item that was acknowledged just now asked for by somebody who came "
+        "for it, and lists of users. Incomplete is an answer that lacks what was acknowledged before it was asked for, "
+        "or has what it must not. Recall@10 is against exact scoring of everything that was acknowledged.",
         {
             "phase": ("phase", ""),
             "seconds": ("seconds", ",.1f"),
