@@ -190,6 +190,8 @@ def migrated(key: str) -> Callable[[RawResults], float]:
 
 def _life(file: RawResults) -> None:
     _enough_items(file.settings["items"], LIVE_ITEMS)
+    if _value(file.results[0], "failed"):
+        raise Unmeasured("requests failed in the steady phase: the machine was too busy, or the rate too high")
     reached = _value(_row(file, "items stream in", "phase"), "items_per_s")
     if reached < 0.95 * LIVE_RATE:
         raise Unmeasured(f"{reached:,.0f} items a second streamed in; the bound is at {LIVE_RATE:,.0f}")

@@ -187,6 +187,9 @@ def test_one_bad_phase_of_a_life_is_enough(measure: str, worst: dict[str, float]
     assert verdict(measure, life(**worst)).word == "does not hold"
     assert "59,999 items" in verdict(measure, life(items=59_999)).note
     assert "900 items a second" in verdict(measure, life(items_per_s=900.0)).note
+    busy = life()
+    busy.results[0]["failed"] = 3
+    assert "in the steady phase" in verdict(measure, busy).note
 
 
 def moved(ratio: float, users: int = 400) -> RawResults:
