@@ -55,12 +55,11 @@ class ExactAnswers:
         self._newcomers = newcomers
         self._spaces: dict[str, _Space] = {}
 
-    def judge(self, served: Served, events: Sequence[Event]) -> Judged:
+    def judge(self, served: Served, events: Sequence[Event], settled: int | None = None) -> Judged:
         """How much of a list is right. An item that was on its way when the list was asked for may be in it, and the
-        last events may count for how popular an item is, or not yet.
+        events behind the first `settled` (None: all are) may count for how popular an item is, or not yet.
         """
-        earlier = [event for event in events if _time_s(event) < served.time_s - COUNTED_LATE_S]
-        found = [self._judge(served, events, counted) for counted in (events, earlier)]
+        found = [self._judge(served, events, counted) for counted in (events, events[:settled])]
         return max(found, key=lambda judged: judged.right)
 
     def _judge(self, served: Served, events: Sequence[Event], counted: Sequence[Event]) -> Judged:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from heliotrope import AsyncClient, Event, HeliotropeError, attribute_in, item_filter
 from heliotrope_bench.errors import ServerLostError
-from heliotrope_bench.exact_answers import ExactAnswers, Served
+from heliotrope_bench.exact_answers import COUNTED_LATE_S, ExactAnswers, Served
 from heliotrope_bench.newcomers import LOT, Newcomers
 
 COUNT = 10
@@ -48,8 +49,10 @@ class Watch:
         self.failures: list[tuple[float, str]] = []
         self._client, self._newcomers, self._users = client, newcomers, users
         self._events = list(history)
+        # When each was acknowledged, by time.monotonic().
+        self._recorded_s = [0.0] * len(self._events)
         self._lots: list[list[str]] = []
-        self._served: list[tuple[float, Served, int]] = []
+        self._served: list[tuple[float, Served, int, int]] = []
         self._random = np.random.default_rng(seed)
         self._turn = asyncio.Lock()
 
@@ -78,8 +81,8 @@ class Watch:
 
     def judge(self, answers: ExactAnswers) -> None:
         """Adds what exact scoring says of every list to the looks."""
-        for at_s, served, events in self._served:
-            judged = answers.judge(served, self._events[:events])
+        for at_s, served, events, settled in self._served:
+            judged = answers.judge(served, self._events[:events], settled)
             # Others among the missing are what an approximate index may miss: recall says how many.
             lacks = ""
             if served.about in judged.missing:
@@ -125,6 +128,7 @@ class Watch:
         event = Event(f"watch-{len(self._lots)}", item_id, "click", time=time.time())
         receipt = await self._client.record_events([event])
         self._events.append(event)
+        self._recorded_s.append(time.monotonic())
         await self._look_at_list(event.user_id, about=item_id, token=receipt.version_token(event.user_id))
 
     async def _look_at_list(self, user: str, *, about: str = "", token: str = "") -> None:
@@ -141,4 +145,5 @@ class Watch:
             with_seen=bool(about),
             about=about,
         )
-        self._served.append((at_s, served, events))
+        settled = bisect_left(self._recorded_s, at_s - COUNTED_LATE_S)
+        self._served.append((at_s, served, events, settled))
