@@ -13,10 +13,13 @@ from heliotrope_bench.bound_figures import (
     at_half,
     beside_engine,
     beside_libraries,
+    in_phase,
     intake,
     item_share,
     live_p99,
     live_recall,
+    migrated,
+    over_life,
     over_log,
     over_servers,
     profile_bytes,
@@ -181,5 +184,47 @@ BOUNDS = (
         "the same, at the highest", "memory", "at most", 2_048.0, "{:,.0f} bytes", profile_bytes("peak_bytes_a_user")
     ),
     Bound("items in memory over their float32 vectors", "memory", "at most", 1.3, "{:.2f}x", item_share),
+    *(
+        Bound(f"p99 of Recommend {when}, over the steady one", "lifecycle", "at most", 2.0, "{:.2f}x", in_phase(phase))
+        for when, phase in (
+            ("while 1,000 items a second stream in", "items stream in"),
+            ("during a full rebuild beside the server", "full rebuild"),
+            ("across a swap", "swap"),
+            ("across a rollback", "rollback"),
+        )
+    ),
+    Bound(
+        "failed requests through all of it",
+        "lifecycle",
+        "at most",
+        0,
+        "{:,.0f}",
+        over_life("failed", sum),
+    ),
+    Bound(
+        "answers that lack what was acknowledged before, through all of it",
+        "lifecycle",
+        "at most",
+        0,
+        "{:,.0f}",
+        over_life("incomplete", sum),
+    ),
+    Bound(
+        "recall@10 through all of it, in the worst phase",
+        "lifecycle",
+        "at least",
+        0.97,
+        "{:.3f}",
+        over_life("recall@10", min),
+    ),
+    Bound(
+        "NDCG@10 of users who moved to another model, over users rebuilt from the full log",
+        "migration",
+        "at least",
+        0.98,
+        "{:.3f}",
+        migrated("ndcg@10_ratio"),
+    ),
+    Bound("the same, HR@10", "migration", "at least", 0.98, "{:.3f}", migrated("hr@10_ratio")),
     Bound("first answer of a server with 1,000,000 items", "start", "below", 3.0, "{:.2f} s", start),
 )

@@ -30,6 +30,16 @@ COMMANDS = {
     "overload": Command(
         "overload", "OverloadOptions", "goodput, refusals and fairness at up to five times the highest rate"
     ),
+    "lifecycle": Command(
+        "lifecycle",
+        "LifecycleOptions",
+        "latency, completeness and recall while items stream in, through a rebuild, a swap and a rollback",
+    ),
+    "migration": Command(
+        "migration",
+        "MigrationOptions",
+        "what users lose when the model under them changes, beside users rebuilt from their log",
+    ),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
     "peers": Command(
         "peers.command",

@@ -13,7 +13,7 @@ from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_server.catalogue_log import Changes
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
-from heliotrope_server.folded_maps import kept_map
+from heliotrope_server.folded_maps import kept_passage
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.pace import Pace
 from heliotrope_server.residuals import Heard
@@ -165,10 +165,10 @@ def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set
         try:
             old = store.open(version, verify=False)
         except IndexerError as error:
-            matrix = kept_map(store, version, catalogue)
-            if matrix is None:
+            passage = kept_passage(store, version, catalogue)
+            if passage is None:
                 logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
             else:
-                catalogue.take_map(version, matrix)
+                catalogue.take_passage(version, passage)
             continue
-        catalogue.learn_map(version, old.item_ids, old.vectors.view(np.ndarray))
+        catalogue.learn_map(old)

@@ -10,8 +10,8 @@ next snapshot.
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
 from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.passage import Passage, fitted_map
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
 MAP_ITEMS = 20_000
 """Items that a map between two snapshots is fitted on, drawn evenly: a million would take 1.5 GB for a moment."""
+MAPPED = 4
+"""Snapshots before this one whose vectors stay mapped: for users who were last touched under an older one, all of a
+folded sum goes through the map. What is mapped takes room on the disk, also where it is pruned from the store."""
 _FIRST_CAPACITY = 256
 
 
@@ -99,7 +103,7 @@ class LiveCatalogue:
         self._event_counts: NDArray[np.float32] | None = None if counts is None else counts.view(np.ndarray)
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._moved: MovedRows | None = None
-        self._folded_maps: dict[str, NDArray[np.float32]] = {}
+        self._passages: dict[str, Passage] = {}
         # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
         self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._numbered = 0
@@ -300,44 +304,44 @@ class LiveCatalogue:
         return [(int(row), float(similarities[row])) for row in best]
 
     def folded_map(self, version: str) -> NDArray[np.float32] | None:
-        """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
-        matrix = self._folded_maps.get(version)
-        if matrix is None:
-            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
-        return matrix
+        """The (d_old, d) matrix that carries vectors from another snapshot's space to this one, or None."""
+        passage = self.passage(version)
+        return None if passage is None else passage.matrix
 
-    def learn_map(
-        self,
-        version: str,
-        item_ids: Sequence[str],
-        vectors: NDArray[np.float32],
-        pause: Callable[[], None] = lambda: None,
-    ) -> float | None:
+    def passage(self, version: str) -> Passage | None:
+        """How folded sums move from another snapshot's space to this one, or None."""
+        passage = self._passages.get(version)
+        if passage is None:
+            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
+        return passage
+
+    def learn_map(self, old: Snapshot, pause: Callable[[], None] = lambda: None) -> float | None:
         """Fits the map from another snapshot by least squares over MAP_ITEMS of the shared items, or all if fewer.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
         determine it.
         """
         shared: list[tuple[int, int]] = []
-        for old_row in _spread(len(vectors)):
-            new_row = self.snapshot.row_of(item_ids[old_row])
+        for old_row in _spread(len(old.vectors)):
+            new_row = self.snapshot.row_of(old.item_ids[old_row])
             if new_row is not None:
                 shared.append((old_row, new_row))
                 if len(shared) >= MAP_ITEMS:
                     break
             pause()
-        if len(shared) < vectors.shape[1]:
+        old_rows, new_rows = np.array(shared, np.int64).reshape(-1, 2).T
+        counts = np.zeros(len(shared)) if self._event_counts is None else self._event_counts[new_rows]
+        fitted = fitted_map(old.vectors.view(np.ndarray)[old_rows], self.base_vectors[new_rows], counts)
+        if fitted is None:
             return None
-        old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows].astype(np.float64), self.base_vectors[new_rows].astype(np.float64)
-        # By the normal equations: a fifth of the work, and float64 bears the square of the condition.
-        matrix, *_ = np.linalg.lstsq(old.T @ old, old.T @ new, rcond=None)
-        self._folded_maps[version] = matrix.astype(np.float32)
-        return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
+        matrix, error = fitted
+        half_lives_s = old.parameters.half_lives_s, self.parameters.half_lives_s
+        self._passages[old.version] = Passage(old, self.snapshot, matrix, *half_lives_s)
+        return error
 
-    def take_map(self, version: str, matrix: NDArray[np.float32]) -> None:
-        """Takes over a map from another snapshot's space, (d_old, d)."""
-        self._folded_maps[version] = matrix
+    def take_passage(self, version: str, passage: Passage) -> None:
+        """Takes over how folded sums move from another snapshot's space."""
+        self._passages[version] = passage
 
     def succeed(self, old: "LiveCatalogue", pause: Callable[[], None] = lambda: None) -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
@@ -345,12 +349,14 @@ class LiveCatalogue:
         Returns the error of the direct map, as learn_map.
         """
         if old.version == self.version:
-            self._folded_maps.update(old._folded_maps)
+            self._passages.update(old._passages)
             return 0.0
-        error = self.learn_map(old.version, old.snapshot.item_ids, old.base_vectors, pause)
+        error = self.learn_map(old.snapshot, pause)
         if error is not None:
-            for version, matrix in list(old._folded_maps.items()):
-                self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
+            # The names of versions begin with their time.
+            for age, (version, passage) in enumerate(sorted(old._passages.items(), reverse=True), start=1):
+                onward = passage.onward(self._passages[old.version])
+                self._passages.setdefault(version, onward if age < MAPPED else replace(onward, old=None))
         return error
 
     def number_rows(self, pause: Callable[[], None] = lambda: None) -> None:

@@ -8,7 +8,7 @@ from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapsh
 from heliotrope_server.activation import Activation, learn_old_maps
 from heliotrope_server.answerer import Question
 from heliotrope_server.errors import SnapshotUnusableError
-from heliotrope_server.folded_maps import keep_map, kept_map
+from heliotrope_server.folded_maps import keep_map, kept_passage
 from heliotrope_server.live_catalogue import LiveCatalogue
 from tests.server import worlds
 
@@ -110,7 +110,7 @@ def test_a_kept_map_that_is_damaged_is_said_and_not_used(tmp_path, caplog):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert kept_map(store, served.version, LiveCatalogue(store.open())) is None
+    assert kept_passage(store, served.version, LiveCatalogue(store.open())) is None
     assert f"the kept map of snapshot {served.version} is damaged" in caplog.text
 
 

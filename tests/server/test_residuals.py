@@ -265,7 +265,7 @@ async def test_a_swap_carries_over_what_the_new_snapshot_has_not_learnt(tmp_path
         after = LiveCatalogue(store.open())
         engine = worlds.engine(tmp_path, after, wall_clock=clock)
         # As a shard starts: with the maps from the snapshots that its store still refers to.
-        after.learn_map(served.version, served.item_ids, served.base_vectors)
+        after.learn_map(served.snapshot)
         async with engine:
             pass
     assert after.version == version
