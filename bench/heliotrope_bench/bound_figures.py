@@ -16,6 +16,14 @@ FRONTIER = (0.90, 0.95, 0.97, 0.98, 0.99, 0.999)
 ENGINE_RECALLS = (0.95, 0.98)
 TEXTS = 60_000
 
+OVERLOAD, FLOODS = 5, (1, 8, 32)
+"""Times the highest rate, and over how many connections."""
+AT_HIGHEST = 0.9
+"""Share in time at the highest rate, below which it is not that rate any more."""
+LIVE_ITEMS, LIVE_RATE = 60_000, 1_000.0
+"""Items of the first snapshot of bench lifecycle, and items a second that stream in, a twentieth for what is late."""
+MIGRATED_USERS = 300
+
 USERS = 10_000
 """Below that many, what the server itself gains while it warms up is no small part of the growth."""
 
@@ -51,9 +59,25 @@ def at_half(key: str) -> Callable[[RawResults], float]:
 
 def two_shards(file: RawResults) -> float:
     """Times the rate of one shard, where the generator did not take from the shards' cores."""
-    if file.settings["generator_cores"] == 0:
-        raise Unmeasured("the generator had no core of its own")
+    _own_core(file)
     return _value(_row(file, "2 shard"), "of_one_shard")
+
+
+def under_overload(file: RawResults) -> float:
+    """Goodput at five times the highest rate over that at the highest, the least over FLOODS connections."""
+    _one_shard(file)
+    _own_core(file)
+    _enough_items(file.settings["items"])
+    rows = {(row.get("times"), row.get("connections")): row for row in file.results}
+    found = []
+    for connections in FLOODS:
+        base, flood = rows.get((1, connections)), rows.get((OVERLOAD, connections))
+        if base is None or flood is None:
+            raise Unmeasured(f"no {OVERLOAD} times the highest rate over {connections} connections")
+        if base["in_time"] < AT_HIGHEST:
+            raise Unmeasured(f"the rate is above the highest: {base['in_time']:.0%} of it were answered in time")
+        found.append(_value(flood, "of_highest"))
+    return min(found)
 
 
 def intake(file: RawResults) -> float:
@@ -169,10 +193,56 @@ def _live_rows(file: RawResults, key: str) -> list[dict[str, Any]]:
     return rows
 
 
+def in_phase(phase: str) -> Callable[[RawResults], float]:
+    """p99 of Recommend in a phase of bench lifecycle, over that of the steady one before."""
+
+    def figure(file: RawResults) -> float:
+        _life(file)
+        return _value(_row(file, phase, "phase"), "p99_of_steady")
+
+    return figure
+
+
+def over_life(key: str, worst: Callable[[Iterable[float]], float]) -> Callable[[RawResults], float]:
+    """The sum, or the worst, of a figure over all phases of bench lifecycle."""
+
+    def figure(file: RawResults) -> float:
+        _life(file)
+        return worst(_value(row, key) for row in file.results)
+
+    return figure
+
+
+def migrated(key: str) -> Callable[[RawResults], float]:
+    """A ratio to users rebuilt from the full log, over all users who have folded events."""
+
+    def figure(file: RawResults) -> float:
+        (row,) = [row for row in file.results if (row["users"], row["state"]) == ("with folded events", "migrated")]
+        if row["user_count"] < MIGRATED_USERS:
+            raise Unmeasured(f"{row['user_count']} users; at least {MIGRATED_USERS} are needed")
+        return _value(row, key)
+
+    return figure
+
+
+def _life(file: RawResults) -> None:
+    _enough_items(file.settings["items"], LIVE_ITEMS)
+    if _value(file.results[0], "failed"):
+        raise Unmeasured("requests failed in the steady phase: the machine was too busy, or the rate too high")
+    reached = _value(_row(file, "items stream in", "phase"), "items_per_s")
+    if reached < 0.95 * LIVE_RATE:
+        raise Unmeasured(f"{reached:,.0f} items a second streamed in; the bound is at {LIVE_RATE:,.0f}")
+
+
 def _one_shard(file: RawResults) -> None:
     shards = file.settings.get("shards", 1)
     if shards != 1:
         raise Unmeasured(f"{shards} shards; the bound is of one")
+
+
+def _own_core(file: RawResults) -> None:
+    if file.settings["generator_cores"] == 0:
+        raise Unmeasured("the generator had no core of its own")
 
 
 def _enough_items(items: int, needed: int = ITEMS) -> None:
@@ -180,11 +250,11 @@ def _enough_items(items: int, needed: int = ITEMS) -> None:
         raise Unmeasured(f"{items:,} items; at least {needed:,} are needed")
 
 
-def _row(file: RawResults, case: str) -> dict[str, Any]:
+def _row(file: RawResults, case: str, key: str = "case") -> dict[str, Any]:
     for row in file.results:
-        if str(row.get("case", "")).startswith(case):
+        if str(row.get(key, "")).startswith(case):
             return row
-    raise Unmeasured(f"no case {case!r}")
+    raise Unmeasured(f"no {key} {case!r}")
 
 
 def _value(row: dict[str, Any], key: str) -> float:

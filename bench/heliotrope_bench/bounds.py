@@ -13,16 +13,20 @@ from heliotrope_bench.bound_figures import (
     at_half,
     beside_engine,
     beside_libraries,
+    in_phase,
     intake,
     item_share,
     live_p99,
     live_recall,
+    migrated,
+    over_life,
     over_log,
     over_servers,
     profile_bytes,
     share,
     start,
     two_shards,
+    under_overload,
 )
 from heliotrope_bench.raw_results import RawResults, as_written_by
 
@@ -119,6 +123,14 @@ BOUNDS = (
     Bound("two shards against one, client that knows the owners", "shards", "at least", 1.7, "{:.2f}x", two_shards),
     Bound("p99 over p50 at half the highest rate", "load", "at most", 3.0, "{:.1f}x", at_half("p99_over_p50")),
     Bound("p99 at half the highest rate", "load", "below", 10.0, "{:.1f} ms", at_half("p99_ms")),
+    Bound(
+        "answered in time at five times the highest rate, of what is at the highest, over 1, 8 and 32 connections",
+        "overload",
+        "at least",
+        0.80,
+        "{:.0%}",
+        under_overload,
+    ),
     Bound("durable events in batches of 100, one shard", "load", "at least", 20_000.0, "{:,.0f}/s", intake),
     *(
         bound
@@ -172,5 +184,47 @@ BOUNDS = (
         "the same, at the highest", "memory", "at most", 2_048.0, "{:,.0f} bytes", profile_bytes("peak_bytes_a_user")
     ),
     Bound("items in memory over their float32 vectors", "memory", "at most", 1.3, "{:.2f}x", item_share),
+    *(
+        Bound(f"p99 of Recommend {when}, over the steady one", "lifecycle", "at most", 2.0, "{:.2f}x", in_phase(phase))
+        for when, phase in (
+            ("while 1,000 items a second stream in", "items stream in"),
+            ("during a full rebuild beside the server", "full rebuild"),
+            ("across a swap", "swap"),
+            ("across a rollback", "rollback"),
+        )
+    ),
+    Bound(
+        "failed requests through all of it",
+        "lifecycle",
+        "at most",
+        0,
+        "{:,.0f}",
+        over_life("failed", sum),
+    ),
+    Bound(
+        "answers that lack what was acknowledged before, through all of it",
+        "lifecycle",
+        "at most",
+        0,
+        "{:,.0f}",
+        over_life("incomplete", sum),
+    ),
+    Bound(
+        "recall@10 through all of it, in the worst phase",
+        "lifecycle",
+        "at least",
+        0.97,
+        "{:.3f}",
+        over_life("recall@10", min),
+    ),
+    Bound(
+        "NDCG@10 of users who moved to another model, over users rebuilt from the full log",
+        "migration",
+        "at least",
+        0.98,
+        "{:.3f}",
+        migrated("ndcg@10_ratio"),
+    ),
+    Bound("the same, HR@10", "migration", "at least", 0.98, "{:.3f}", migrated("hr@10_ratio")),
     Bound("first answer of a server with 1,000,000 items", "start", "below", 3.0, "{:.2f} s", start),
 )

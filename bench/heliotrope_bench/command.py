@@ -30,6 +30,16 @@ COMMANDS = {
     "overload": Command(
         "overload", "OverloadOptions", "goodput, refusals and fairness at up to five times the highest rate"
     ),
+    "lifecycle": Command(
+        "lifecycle",
+        "LifecycleOptions",
+        "latency, completeness and recall while items stream in, through a rebuild, a swap and a rollback",
+    ),
+    "migration": Command(
+        "migration",
+        "MigrationOptions",
+        "what users lose when the model under them changes, beside users rebuilt from their log",
+    ),
     "shards": Command("shards", "ShardsOptions", "several shards beside one, asked by a client that knows the owners"),
     "peers": Command(
         "peers.command",
@@ -59,6 +69,9 @@ COMMANDS = {
     ),
     "train": Command("train", "TrainOptions", "time and memory of the training job, on as many events as you like"),
     "start": Command("start", "StartOptions", "seconds from the start of a server to its first answer"),
+    "swap": Command(
+        "swap", "SwapOptions", "how long a shard stands when another snapshot is served, and what that takes"
+    ),
     "memory": Command("memory", "MemoryOptions", "bytes of an item and of a user, in memory and on disk"),
     "learning": Command(
         "learning",

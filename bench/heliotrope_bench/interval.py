@@ -42,6 +42,17 @@ class Bootstrap:
         apart = ours - theirs
         return apart.mean(axis=0), *self.interval(apart)
 
+    def ratio(
+        self, ours: NDArray[np.float64], theirs: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Ratio, low and high (measures,) of the mean of `ours` over that of `theirs` (targets, measures), the same
+        users drawn for both. Where `theirs` are all zero it is not a number.
+        """
+        drawn = self._weights[:, self._place]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            low, high = np.percentile((drawn @ ours) / (drawn @ theirs), LEVEL, axis=0)
+            return ours.mean(axis=0) / theirs.mean(axis=0), low, high
+
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
         """(samples, users): how often each user is drawn."""

@@ -65,6 +65,30 @@ def _load(file: RawResults) -> Any:
     return figure
 
 
+def _lifecycle(file: RawResults) -> Any:
+    """p50, p99 and the slowest call in each quarter of a second, with the phases behind them."""
+    figure, panel = plt.subplots(figsize=(9.6, 3.8))
+    buckets = [bucket for row in file.results for bucket in row["buckets"]]
+    at = [bucket["at_s"] for bucket in buckets]
+    for key, name, colour in (("max_ms", "slowest", "#a2c4d9"), ("p99_ms", "p99", OURS), ("p50_ms", "p50", OTHER)):
+        panel.plot(at, [bucket[key] for bucket in buckets], color=colour, linewidth=1, label=name)
+    failed = [bucket for bucket in buckets if bucket["failed"]]
+    panel.plot(
+        [each["at_s"] for each in failed], [each["max_ms"] for each in failed], "x", color="black", label="failed"
+    )
+    limit = 2 * file.results[0]["p99_ms"]
+    panel.axhline(limit, color=LIMIT, linestyle="--", linewidth=1, label="twice the steady p99")
+    for number, row in enumerate(file.results):
+        start, end = row["start_s"], row["start_s"] + row["seconds"]
+        panel.axvspan(start, end, color=OTHER, alpha=0.12 if number % 2 else 0.0, linewidth=0)
+        place = ((start + end) / 2, 1.02)
+        panel.annotate(row["phase"], place, xycoords=("data", "axes fraction"), rotation=30, fontsize=8)
+    panel.set(xlabel="seconds", ylabel="milliseconds", yscale="log")
+    _written_out(panel.yaxis)
+    panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def _learning(file: RawResults) -> Any:
     """Click rate over the lists that were shown, by phase."""
     figure, panel = plt.subplots(figsize=(7.2, 3.4))
@@ -202,6 +226,7 @@ def _wrapped(case: str) -> str:
 
 PLOTS: Mapping[str, Callable[[RawResults], Any]] = {
     "load": _load,
+    "lifecycle": _lifecycle,
     "peers": _peers,
     "ann": _ann,
     "growth": _growth,

@@ -85,11 +85,13 @@ SECTIONS: Mapping[str, Section] = {
         "More than a server can answer",
         "Calls with a deadline are sent at random moments, whether or not earlier ones are answered. The highest rate "
         "is the last of a sweep at which 99 of 100 are answered in time; goodput counts only those. Then come "
-        "multiples of that rate in turns, and a flood over one connection beside polite clients with their own.",
+        "multiples of that rate in turns, over few and many connections, and a flood over one connection beside polite "
+        "clients with their own.",
         {
             "case": ("case", ""),
             "offered_per_s": ("offered per second", ",.0f"),
             "goodput_per_s": ("in time per second", ",.0f"),
+            "in_time": ("of the offered", ".0%"),
             "of_highest": ("of the highest", ".0%"),
             "of_highest_by_cpu": ("of it, by CPU", ".0%"),
             "late": ("late", ".1%"),
@@ -99,6 +101,54 @@ SECTIONS: Mapping[str, Section] = {
             "refusal_p99_ms": ("p99 of refusals, ms", ",.1f"),
             "server_cpu": ("cores used", ".0%"),
             "generator_cpu": ("busiest generator", ".0%"),
+        },
+    ),
+    "lifecycle": Section(
+        "What happens to a server, and what its users see of it",
+        "Recommendations are asked for at a steady rate, at random moments; latency counts from the moment a request "
+        "was due. Meanwhile items stream in with known vectors, the catalogue is built anew on the same machine with "
+        "what came in, the server swaps to it and rolls back; a few more items come all the time. Looks: all items of "
+        "one earlier call asked for by a filter, an item that was acknowledged just now asked for by somebody who came "
+        "for it, and lists of users. Incomplete is an answer that lacks what was acknowledged before it was asked for, "
+        "or has what it must not. Recall@10 is against exact scoring of everything that was acknowledged.",
+        {
+            "phase": ("phase", ""),
+            "seconds": ("seconds", ",.1f"),
+            "rate_per_s": ("per second", ",.0f"),
+            "p50_ms": ("p50, ms", ",.2f"),
+            "p99_ms": ("p99, ms", ",.2f"),
+            "p99_of_steady": ("p99 over steady", ",.2f"),
+            "max_ms": ("slowest, ms", ",.1f"),
+            "lag_p99_ms": ("p99 of sending late, ms", ",.2f"),
+            "failed": ("failed", ".0f"),
+            "items_per_s": ("items per second", ",.0f"),
+            "looks": ("looks", ".0f"),
+            "incomplete": ("incomplete", ".0f"),
+            "recall@10": ("recall@10", ".4f"),
+            "call_s": ("call, s", ".2f"),
+            "server_cpu": ("cores used", ".0%"),
+        },
+    ),
+    "migration": Section(
+        "Users who move to another model",
+        "Users lived on a snapshot of one text model with a ring so small that most of their events are folded; then "
+        "their stored profiles are read under a snapshot of another text model, dimension and half-lives. The next ten "
+        "positives of each are ranked among the whole catalogue but for seen items, beside users who lived on the "
+        "second snapshot from their first event. Intervals are 95 %, users drawn in pairs.",
+        {
+            "users": ("users", ""),
+            "state": ("profile", ""),
+            "user_count": ("users", ",.0f"),
+            "targets": ("targets", ",.0f"),
+            "folded_share": ("mass folded", ".0%"),
+            "hr@10": ("HR@10", ".4f"),
+            "hr@10_ratio": ("of rebuilt", ".3f"),
+            "ndcg@10": ("NDCG@10", ".4f"),
+            "ndcg@10_ratio": ("of rebuilt", ".3f"),
+            "ndcg@10_low": ("from", ".3f"),
+            "ndcg@10_high": ("to", ".3f"),
+            "overlap@10": ("same in the first ten", ".3f"),
+            "map_error": ("error of the map", ".3f"),
         },
     ),
     "shards": Section(

@@ -27,6 +27,11 @@ LARGEST = 1_000_000
 STEPS: dict[str, Plan] = {
     "load": lambda options: ["--snapshots", str(_store(options)), "--rounds", "2", "--duration-s", "5"],
     "shards": lambda options: ["--snapshots", str(_store(options)), "--rounds", "2", "--duration-s", "5"],
+    # After load, which makes the embeddings of the same texts.
+    "lifecycle": lambda options: [
+        *("--items", str(ITEMS), "--stream-s", "10", "--steady-s", "5", "--model", str(export_model(options.work))),
+        *_work(options),
+    ],
     "encode": lambda options: ["--model", str(export_model(options.work)), "--source", MODEL_PACKAGE, "--rounds", "3"],
     "memory": lambda options: ["--dimension", str(DIMENSION), *_work(options)],
     "growth": lambda options: ["--rounds", "3", *_work(options)],

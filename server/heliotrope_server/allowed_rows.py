@@ -5,6 +5,7 @@ bits; for the delta as a mask that grows with it. A change to the catalogue cost
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,19 @@ class RowFilters:
         found = self._of(conditions, opening)
         whole = found.base.count == found.base.size and bool(found.delta.all())
         return None if whole else found
+
+    def asked(self) -> list[tuple[Condition, ...]]:
+        """The conditions of the filters that were asked for lately, of each once."""
+        return list(dict.fromkeys(conditions for conditions, _ in self._kept))
+
+    def ask_again(self, asked: Iterable[tuple[Condition, ...]], at_s: float, pause: Callable[[], None]) -> None:
+        """Makes what questions without a filter, and with those of another catalogue, will need at a time."""
+        self._table.follow(pause)
+        opening = self._table.opening(at_s)
+        for conditions in asked:
+            if conditions or opening is not None:
+                self._of(conditions, opening)
+            pause()
 
     def _of(self, conditions: tuple[Condition, ...], opening: float | None) -> AllowedRows:
         """`opening` None: available or not."""

@@ -8,24 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_server.allowed_rows import AllowedRows, RowFilters
+from heliotrope_server.allowed_rows import AllowedRows
 from heliotrope_server.errors import ProfileDamagedError, RequestError
 from heliotrope_server.explanation import Contribution, explain
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.item_filter import ItemFilter
-from heliotrope_server.list_maker import FreshScores, ListMaker, MadeList, Plan, plan
+from heliotrope_server.list_maker import FreshScores, MadeList, Plan, plan
 from heliotrope_server.list_rules import NO_RULES, ListRules
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView, live_view
-from heliotrope_server.neighbours import SuggestionCache, Suggestions
+from heliotrope_server.neighbours import Suggestions
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import Profile
 from heliotrope_server.profile_store import ProfileStore
+from heliotrope_server.recall_canary import Sample
 from heliotrope_server.retriever import Ranking, Retriever, make_retriever
 from heliotrope_server.scoring import Query, exact_scores
 from heliotrope_server.segments import SegmentPriors
-from heliotrope_server.trending import Trending
+from heliotrope_server.serving import Serving
 from heliotrope_server.version_token import VersionClock
 
 # Live terms of questions for "now" are shared for this long; popularity half-lives are hours or more.
@@ -100,23 +101,29 @@ class Answerer:
         self._request_numbers = itertools.count(1)
         self.recommend_count = 0
         self.uncertified_count = 0
+        # Questions that came to nothing by a fault of the server.
+        self.fault_count = 0
+        # Whether the next question without a filter is to be kept, and the one that was.
+        self.wants_sample = False
+        self.sample: Sample | None = None
         self._store = store
         self._popularity = popularity
         self._clock = clock
         self._wall_clock = wall_clock
-        self.serve(catalogue)
+        self.serve(self.serving_of(catalogue))
 
-    def serve(self, catalogue: LiveCatalogue) -> None:
+    def serving_of(self, catalogue: LiveCatalogue, counts: NDArray[np.float64] | None = None) -> Serving:
+        """What `serve` needs of a catalogue; `counts` as for Serving, where it is made ahead, in a thread."""
+        return Serving(catalogue, self._popularity, self._make_retriever, counts)
+
+    def serve(self, serving: Serving) -> None:
         """Answers from this catalogue, with the weights of its snapshot, from now on."""
-        self.catalogue = catalogue
-        self._retriever = self._make_retriever(catalogue)
-        # The exact retriever adds the boosts of all items to every score anyway.
-        self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
-        self._lists = ListMaker(catalogue)
-        self._filters = RowFilters(catalogue)
+        catalogue = serving.catalogue
+        self.catalogue, self.serving = catalogue, serving
+        self._retriever, self._trending, self._lists = serving.retriever, serving.trending, serving.lists
+        self._filters, self._suggested = serving.filters, serving.suggested
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
-        self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
@@ -199,6 +206,9 @@ class Answerer:
             live = self._live_view(time_s, now_s)
             fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, now_s)
             rankings = self._retriever.rank([queries[place] for place in places], live)
+            if self.wants_sample and queries[places[0]].allowed is None:
+                self.sample = Sample(catalogue, queries[places[0]], live, rankings[0].rows)
+                self.wants_sample = False
             made = [
                 self._made(questions[place].wanted, queries[place], plans[place], ranking, profiles[place], live, fresh)
                 for place, ranking in zip(places, rankings, strict=True)
@@ -272,7 +282,7 @@ class Answerer:
         catalogue = self.catalogue
         rows = _NO_ROWS
         if profile is not None and not question.include_seen:
-            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
+            rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
         if question.excluded_item_ids:
             named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
             rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))

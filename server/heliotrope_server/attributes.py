@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.attributes import PRICE
-from heliotrope_indexer.snapshot import ItemColumns, item_table
+from heliotrope_indexer.snapshot import ItemColumns, item_table, joined_tables
 from heliotrope_server.item_filter import Condition, LabelIn, NumberIn, ValueIn
 from heliotrope_server.live_catalogue import LiveCatalogue
 
 Made = TypeVar("Made")
+
+_TABLED = 256
+"""Items that are made a table in one step, of 2 ms, in which no other thread can go on."""
 
 
 class AttributeTable:
@@ -29,8 +32,8 @@ class AttributeTable:
         self.base = Block(catalogue.snapshot.columns())
         self._delta: list[tuple[int, Block]] = []  # with the place of their first item, contiguous
 
-    def follow(self) -> None:
-        """Takes in what was added to the catalogue since the last call."""
+    def follow(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Takes in what was added to the catalogue since the last call; calls `pause` between small steps."""
         delta = self._catalogue.delta
         known = sum(len(block) for _, block in self._delta)
         if known == len(delta):
@@ -38,7 +41,11 @@ class AttributeTable:
         start = known
         while self._delta and len(self._delta[-1][1]) <= len(delta) - start:
             start = self._delta.pop()[0]
-        self._delta.append((start, Block(ItemColumns(item_table([entry.item for entry in delta[start:]])))))
+        tables = []
+        for first in range(start, len(delta), _TABLED):
+            tables.append(item_table([entry.item for entry in delta[first : first + _TABLED]]))
+            pause()
+        self._delta.append((start, Block(ItemColumns(joined_tables(tables)))))
 
     def delta_meets(self, test: "Callable[[Block], NDArray[np.bool_]]", start: int) -> NDArray[np.bool_]:
         """A test of blocks for the items of the delta from place `start` on."""

@@ -6,9 +6,10 @@ reads on from where it stopped.
 
 import logging
 from array import array
+from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -23,8 +24,21 @@ from heliotrope_server.log_reader import LogReader
 
 UPSERT = 1
 DELETE = 2
+LAID_AT_ONCE = 256
+"""Items that are projected by one product."""
 
 logger = logging.getLogger(__name__)
+
+
+class Changes(NamedTuple):
+    """What stands of the changes up to `sequence`: ids that are removed, and items in the order of their changes."""
+
+    sequence: int
+    removed: list[str]
+    items: list[DeltaItem]
+
+    def __len__(self) -> int:
+        return len(self.removed) + len(self.items)
 
 
 class CatalogueChanges:
@@ -41,36 +55,68 @@ class CatalogueChanges:
         # Item id -> when it was first added, for items that nobody knew, in the order of time; deletion leaves it here,
         # so that adding an item again does not make it new.
         self.added_s: dict[str, float] = {}
+        # Both in the order of the last change.
         self._items: dict[str, DeltaItem] = {}
-        self._deleted: set[str] = set()
+        self._deleted: dict[str, None] = {}
         # Sequence number of the last change of each item that was ever changed.
         self._changed_at: dict[str, int] = {}
-        # The digest of everything up to each change, in order; the last is that of `sequence`.
+        # The digest of everything up to each change from `_first` on, in order.
+        self._first = 0
         self._digests = array("Q")
         self._digest = xxhash.xxh3_64()
 
-    def catch_up(self, catalogue: LiveCatalogue | None = None) -> None:
-        """Reads what is new in the log and, if given, applies it to a catalogue that is being served."""
+    def catch_up(self, *catalogues: LiveCatalogue) -> None:
+        """Reads what is new in the log and applies it to the catalogues that it was laid over."""
         for frame in self._reader.frames(after_lsn=self.sequence):
             for offset, record in enumerate(frame.records):
                 if frame.first_lsn + offset > self.sequence:
                     self.sequence = frame.first_lsn + offset
+                    self._first = self._first or self.sequence
                     self._digest.update(msgpack.packb([self.sequence, record]))
                     self._digests.append(self._digest.intdigest())
-                    self._take(record, catalogue)
+                    self._take(record, catalogues)
 
-    def lay_over(self, catalogue: LiveCatalogue) -> None:
-        """Applies to a fresh catalogue what its snapshot has not absorbed: what was changed after its cut-off, or
-        differs from what it holds.
+    def after(self, sequence: int) -> Changes:
+        """What stands of the changes after one; 0: of all. A copy, for a thread."""
+        if not sequence:
+            return Changes(self.sequence, list(self._deleted), list(self._items.values()))
+        removed, items = [], []
+        for item_id in reversed(self._deleted):
+            if self._changed_at[item_id] <= sequence:
+                break
+            removed.append(item_id)
+        for item_id in reversed(self._items):
+            if self._changed_at[item_id] <= sequence:
+                break
+            items.append(self._items[item_id])
+        return Changes(self.sequence, removed[::-1], items[::-1])
+
+    def lay_over(
+        self, catalogue: LiveCatalogue, changes: Changes | None = None, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        """Applies to a catalogue what its snapshot has not absorbed: what was changed after its cut-off, or differs
+        from what it holds.
+
+        `changes` are all (None), or what came after those that were laid over it before. With a copy of them a thread
+        may do this while changes go on, for a catalogue that is not served; it calls `pause` between small steps.
         """
         absorbed = self.absorbed_by(catalogue.snapshot.manifest.data.absorbed)
-        for item_id in self._deleted:
+        changes = self.after(0) if changes is None else changes
+        for item_id in changes.removed:
             if self._changed_at[item_id] > absorbed:
                 catalogue.delete(item_id)
-        for entry in self._not_absorbed(absorbed):
-            row = catalogue.snapshot.row_of(entry.item.item_id)
-            if row is None or catalogue.snapshot.item(row) != entry.item:
-                catalogue.upsert(entry)
+            pause()
+        late: list[DeltaItem] = []
+        for entry in changes.items:
+            if self._changed_at[entry.item.item_id] > absorbed and not _holds(catalogue, entry):
+                late.append(entry)
+            pause()
+        for start in range(0, len(late), LAID_AT_ONCE):
+            part = late[start : start + LAID_AT_ONCE]
+            vectors = catalogue.project(np.stack([entry.pooled for entry in part]))
+            for entry, vector in zip(part, vectors, strict=True):
+                catalogue.upsert(entry, vector)
+                pause()
 
     def models(self, snapshot: Snapshot) -> set[str]:
         """Versions of the models whose vectors the items have that would be laid over a snapshot."""
@@ -81,7 +127,7 @@ class CatalogueChanges:
         """Sequence number up to which a snapshot holds the changes of this very log; 0 when it is of another one."""
         if absorbed is None:
             return 0
-        place = absorbed.until_lsn - self.sequence + len(self._digests) - 1
+        place = absorbed.until_lsn - self._first
         if not 0 <= place < len(self._digests) or _hex(self._digests[place]) != absorbed.digest:
             logger.warning(
                 "the snapshot has absorbed LSN %d of another catalogue log; this one, at %d, is laid over it whole",
@@ -113,22 +159,33 @@ class CatalogueChanges:
     def _not_absorbed(self, until: int) -> list[DeltaItem]:
         return [entry for item_id, entry in list(self._items.items()) if self._changed_at[item_id] > until]
 
-    def _take(self, record: list[Any], catalogue: LiveCatalogue | None) -> None:
+    def _take(self, record: list[Any], catalogues: tuple[LiveCatalogue, ...]) -> None:
         self._changed_at[record[1]] = self.sequence
         if record[0] == DELETE:
             self._items.pop(record[1], None)
-            self._deleted.add(record[1])
-            if catalogue is not None:
+            self._deleted.pop(record[1], None)
+            self._deleted[record[1]] = None
+            for catalogue in catalogues:
                 catalogue.delete(record[1])
             return
         entry = decode_upsert(record)
         if entry.added_s:
             self.added_s.setdefault(entry.item.item_id, entry.added_s)
-        self._deleted.discard(entry.item.item_id)
+        self._deleted.pop(entry.item.item_id, None)
         self._items.pop(entry.item.item_id, None)
         self._items[entry.item.item_id] = entry
-        if catalogue is not None:
+        for catalogue in catalogues:
             catalogue.upsert(entry)
+
+
+def _holds(catalogue: LiveCatalogue, entry: DeltaItem) -> bool:
+    """Whether a catalogue serves an item already, by its snapshot or from its delta."""
+    row = catalogue.rows.get(entry.item.item_id)
+    if row is None:
+        return False
+    if row < catalogue.base_count:
+        return catalogue.snapshot.item(row) == entry.item
+    return catalogue.delta[row - catalogue.base_count] is entry
 
 
 def encode_upsert(entry: DeltaItem) -> list[Any]:

@@ -111,6 +111,9 @@ class ServeOptions(BaseSettings):
     freshness_quota: float = Field(
         _DEFAULTS.freshness_quota, description="largest share of a list for items that only the boost brings in"
     )
+    canary_window_s: float = Field(
+        300.0, description="seconds in which a newly activated snapshot is taken back if it answers badly; 0: never"
+    )
     drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain; with --tls-key turns TLS on")
     tls_key: Path | None = Field(None, description="PEM private key")

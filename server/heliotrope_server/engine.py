@@ -48,6 +48,7 @@ from heliotrope_server.residuals import Residuals
 from heliotrope_server.retriever import Retriever, make_retriever
 from heliotrope_server.segments import MAX_SEGMENTS
 from heliotrope_server.settings import EngineSettings
+from heliotrope_server.succession import Succession
 from heliotrope_server.version_token import VersionClock
 
 MAX_COUNT = 1000
@@ -90,6 +91,8 @@ class Engine:
         make_retriever: Callable[[LiveCatalogue], Retriever] = make_retriever,
     ) -> None:
         self.catalogue = catalogue
+        # Laid over like `catalogue` and about to be served in its place; follows the same changes.
+        self.successor: LiveCatalogue | None = None
         self.settings = settings
         self.changes = CatalogueChanges(catalogue_folder)
         self.embedder = embedder
@@ -123,7 +126,7 @@ class Engine:
             make_retriever=make_retriever,
         )
         self._batcher = MicroBatcher[Question, Answer](
-            self.answerer.answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
+            self._answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
         self._checkpoint_lock = asyncio.Lock()
 
@@ -230,6 +233,13 @@ class Engine:
             else:
                 outcomes[place] = answer.result
         return [outcomes[place] for place in range(len(questions))]
+
+    def _answer(self, questions: Sequence[Question]) -> Sequence[Answer | RequestError]:
+        try:
+            return self.answerer.answer(questions)
+        except Exception:
+            self.answerer.fault_count += len(questions)
+            raise
 
     def _check_question(self, question: Question) -> None:
         check_id("user_id", question.user_id)
@@ -504,18 +514,26 @@ class Engine:
 
     def catch_up_catalogue(self) -> None:
         """Applies what is new in the catalogue log."""
-        self.changes.catch_up(self.catalogue)
+        self.changes.catch_up(self.catalogue, *([] if self.successor is None else [self.successor]))
         self.popularity.grow(self.catalogue.size)
         self.answerer.follow()
 
-    def adopt(self, catalogue: LiveCatalogue) -> None:
-        """Swaps to a prepared catalogue, between two batches. Profiles are re-derived as they are next touched."""
-        self.changes.lay_over(catalogue)
+    def adopt(self, catalogue: LiveCatalogue, prepared: Succession | None = None) -> None:
+        """Swaps to another catalogue, between two batches. Profiles are re-derived as they are next touched.
+
+        Without what `succession.prepare` made of it, all of that is done here and now, which may take seconds.
+        """
+        if prepared is None:
+            self.changes.lay_over(catalogue)
+            self.popularity.bind(catalogue.rows, catalogue.size)
+        else:
+            later = catalogue.item_ids[len(prepared.counts) :]
+            self.popularity.bind(catalogue.rows, catalogue.size, prepared.counts, later)
         self.popularity.change_half_life(catalogue.parameters.popularity_half_life_s, self._wall_clock())
-        self.popularity.bind(catalogue.rows, catalogue.size)
-        self.residuals.bind(catalogue)
-        self.catalogue = catalogue
-        self.answerer.serve(catalogue)
+        self.residuals.bind(catalogue, None if prepared is None else prepared.carried)
+        self.catalogue, self.successor = catalogue, None
+        self.answerer.serve(self.answerer.serving_of(catalogue) if prepared is None else prepared.serving)
+        self.answerer.follow()
         if self.learning is not None:
             self.learning.adopt(catalogue)
 

@@ -162,9 +162,9 @@ class EventRing(Mapping[str, UserEvent]):
         kinds = records["kind"]
         return Columns(numbers, kinds & ~np.uint8(COUNTS), records["value"], records["time_us"], kinds >= COUNTS)
 
-    def item_ids(self) -> set[str]:
-        """The ids of all items with an event."""
-        return set(map(item_id_of, set(np.frombuffer(self._items(), dtype="<i4").tolist())))
+    def item_numbers(self) -> NDArray[np.int32]:
+        """The numbers of the items of all events, (n,); a copy."""
+        return np.frombuffer(self._items(), dtype="<i4").astype(np.int32)
 
     def newest_us(self) -> int:
         """The time of the newest event in microseconds; 0 without events."""

@@ -2,7 +2,7 @@
 
     DATA/LOCK                      held by the server that runs
     DATA/layout.json               the current generation; written aside and renamed
-    DATA/SERVED                    the snapshot that all shards serve (see served_version)
+    DATA/SERVED                    the snapshot that all shards serve (see servicers.switch)
     DATA/catalogue/                the catalogue log, shared by all shards
     DATA/weights/                  learned weights, shared by all shards (see learning.weight_store)
     DATA/<generation>/shard-000/   log/, profiles/ and impressions/ of one shard, and the LOCK of its process

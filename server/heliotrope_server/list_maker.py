@@ -73,6 +73,17 @@ class ListMaker:
         self._catalogue = catalogue
         self._labels: ItemLabels | None = None
 
+    @property
+    def labelled(self) -> bool:
+        """Whether lists were limited by category or provider."""
+        return self._labels is not None
+
+    def label(self) -> ItemLabels:
+        """Categories and providers, read at the first use."""
+        if self._labels is None:
+            self._labels = ItemLabels(self._catalogue)
+        return self._labels
+
     def make(
         self,
         wanted: int,
@@ -149,7 +160,7 @@ class ListMaker:
             members[place].append(number)
 
         if rules.max_per_category > 0 or rules.max_provider_share < 1.0:
-            labels = self._labels = self._labels or ItemLabels(self._catalogue)
+            labels = self.label()
             per_provider = max(1, int(rules.max_provider_share * wanted + 1e-9))
             for place, row in enumerate(rows.tolist()):
                 if rules.max_per_category > 0:

@@ -8,9 +8,10 @@ next snapshot.
 """
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +23,18 @@ from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
 from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.passage import Passage, fitted_map
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
 
 MAX_RESIDUALS = 4096
 """Items that may be served with an online residual: each is scored for every question, as the delta is."""
+MAP_ITEMS = 20_000
+"""Items that a map between two snapshots is fitted on, drawn evenly: a million would take 1.5 GB for a moment."""
+MAPPED = 4
+"""Snapshots before this one whose vectors stay mapped: for users who were last touched under an older one, all of a
+folded sum goes through the map. What is mapped takes room on the disk, also where it is pruned from the store."""
 _FIRST_CAPACITY = 256
 
 
@@ -96,7 +103,7 @@ class LiveCatalogue:
         self._event_counts: NDArray[np.float32] | None = None if counts is None else counts.view(np.ndarray)
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._moved: MovedRows | None = None
-        self._folded_maps: dict[str, NDArray[np.float32]] = {}
+        self._passages: dict[str, Passage] = {}
         # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
         self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._numbered = 0
@@ -145,7 +152,7 @@ class LiveCatalogue:
     def vectors(self, numbers: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """x_i of items by their numbers (n,), as `vector`: (n, d), and for which there is one, (n,); else zeros."""
         if len(numbers) and int(numbers.max()) >= self._numbered:
-            self._number_rows()
+            self.number_rows()
         rows = self._base_rows[numbers]
         vectors, known = self.base_vectors[rows], rows >= 0
         for place in np.flatnonzero(~known).tolist():
@@ -153,6 +160,16 @@ class LiveCatalogue:
             known[place] = vector is not None
             vectors[place] = 0.0 if vector is None else vector
         return vectors, known
+
+    def rows_of(self, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Rows of the living items among some numbers (n,)."""
+        if len(numbers) and int(numbers.max()) >= self._numbered:
+            self.number_rows()
+        rows = self._base_rows[numbers].astype(np.int64)
+        living = rows >= 0
+        living[living] = self.alive[rows[living]]
+        others = [self.rows.get(item_id_of(number)) for number in numbers[~living].tolist()]
+        return np.concatenate([rows[living], np.array([row for row in others if row is not None], dtype=np.int64)])
 
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
@@ -235,13 +252,17 @@ class LiveCatalogue:
         """Encoder output (n, D) to item space (n, d)."""
         return self.snapshot.project(pooled)
 
-    def upsert(self, entry: DeltaItem) -> bool:
-        """Adds or replaces an item; it is found by the next search. Returns whether it was new."""
+    def upsert(self, entry: DeltaItem, vector: NDArray[np.float32] | None = None) -> bool:
+        """Adds or replaces an item; it is found by the next search. Returns whether it was new.
+
+        `vector` (d,) is the projection of its text, where that was worked out for many at once.
+        """
         old_row = self.rows.get(entry.item.item_id)
         if old_row is not None:
             self._bury(old_row)
         self._reserve(len(self.delta) + 1)
-        vector = self.project(entry.pooled[None, :])[0]
+        if vector is None:
+            vector = self.project(entry.pooled[None, :])[0]
         if entry.residual is not None and entry.version == self.version:
             vector = vector + entry.residual
         place = len(self.delta)
@@ -283,57 +304,75 @@ class LiveCatalogue:
         return [(int(row), float(similarities[row])) for row in best]
 
     def folded_map(self, version: str) -> NDArray[np.float32] | None:
-        """The (d_old, d) matrix that carries sums from another snapshot's space to this one, or None."""
-        matrix = self._folded_maps.get(version)
-        if matrix is None:
-            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
-        return matrix
+        """The (d_old, d) matrix that carries vectors from another snapshot's space to this one, or None."""
+        passage = self.passage(version)
+        return None if passage is None else passage.matrix
 
-    def learn_map(self, version: str, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> float | None:
-        """Fits the map from another snapshot by least squares over the shared items.
+    def passage(self, version: str) -> Passage | None:
+        """How folded sums move from another snapshot's space to this one, or None."""
+        passage = self._passages.get(version)
+        if passage is None:
+            logger.error("no map from snapshot %s to %s: folded sums of a profile are lost", version, self.version)
+        return passage
+
+    def learn_map(self, old: Snapshot, pause: Callable[[], None] = lambda: None) -> float | None:
+        """Fits the map from another snapshot by least squares over MAP_ITEMS of the shared items, or all if fewer.
 
         Returns the relative error of the map on those items, or None (no map) when fewer items are shared than would
         determine it.
         """
-        pairs = [(row, self.snapshot.row_of(item_id)) for row, item_id in enumerate(item_ids)]
-        shared = [(old, new) for old, new in pairs if new is not None]
-        if len(shared) < vectors.shape[1]:
+        shared: list[tuple[int, int]] = []
+        for old_row in _spread(len(old.vectors)):
+            new_row = self.snapshot.row_of(old.item_ids[old_row])
+            if new_row is not None:
+                shared.append((old_row, new_row))
+                if len(shared) >= MAP_ITEMS:
+                    break
+            pause()
+        old_rows, new_rows = np.array(shared, np.int64).reshape(-1, 2).T
+        counts = np.zeros(len(shared)) if self._event_counts is None else self._event_counts[new_rows]
+        fitted = fitted_map(old.vectors.view(np.ndarray)[old_rows], self.base_vectors[new_rows], counts)
+        if fitted is None:
             return None
-        old_rows, new_rows = (np.array(rows) for rows in zip(*shared, strict=True))
-        old, new = vectors[old_rows], self.base_vectors[new_rows]
-        matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
-        self._folded_maps[version] = matrix.astype(np.float32)
-        return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
+        matrix, error = fitted
+        half_lives_s = old.parameters.half_lives_s, self.parameters.half_lives_s
+        self._passages[old.version] = Passage(old, self.snapshot, matrix, *half_lives_s)
+        return error
 
-    def take_map(self, version: str, matrix: NDArray[np.float32]) -> None:
-        """Takes over a map from another snapshot's space, (d_old, d)."""
-        self._folded_maps[version] = matrix
+    def take_passage(self, version: str, passage: Passage) -> None:
+        """Takes over how folded sums move from another snapshot's space."""
+        self._passages[version] = passage
 
-    def succeed(self, old: "LiveCatalogue") -> float | None:
+    def succeed(self, old: "LiveCatalogue", pause: Callable[[], None] = lambda: None) -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.
 
         Returns the error of the direct map, as learn_map.
         """
         if old.version == self.version:
-            self._folded_maps.update(old._folded_maps)
+            self._passages.update(old._passages)
             return 0.0
-        error = self.learn_map(old.version, old.item_ids[: old.base_count], old.base_vectors)
+        error = self.learn_map(old.snapshot, pause)
         if error is not None:
-            for version, matrix in old._folded_maps.items():
-                self._folded_maps.setdefault(version, matrix @ self._folded_maps[old.version])
+            # The names of versions begin with their time.
+            for age, (version, passage) in enumerate(sorted(old._passages.items(), reverse=True), start=1):
+                onward = passage.onward(self._passages[old.version])
+                self._passages.setdefault(version, onward if age < MAPPED else replace(onward, old=None))
         return error
 
-    def _number_rows(self) -> None:
-        """Looks up the items that were numbered since the last time."""
+    def number_rows(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Looks up the items that were numbered since the last time; profiles read vectors by number."""
         row_of = self.snapshot.row_of
-        rows = [-1 if (row := row_of(item_id)) is None else row for item_id in ids_from(self._numbered)]
-        end = self._numbered + len(rows)
+        fresh = ids_from(self._numbered)
+        end = self._numbered + len(fresh)
         if end > len(self._base_rows):
             # To twice the size: new numbers come one by one while events stream in.
             grown = np.empty(2 * end, dtype=np.int32)
             grown[: self._numbered] = self._base_rows[: self._numbered]
             self._base_rows = grown
-        self._base_rows[self._numbered : end] = rows
+        for number, item_id in enumerate(fresh, self._numbered):
+            row = row_of(item_id)
+            self._base_rows[number] = -1 if row is None else row
+            pause()
         self._numbered = end
 
     def _removed_vector(self, item_id: str) -> NDArray[np.float32] | None:
@@ -355,6 +394,14 @@ class LiveCatalogue:
         self._delta_served = np.concatenate([self._delta_served, np.zeros_like(self._delta_served)])
         self._delta_bias = np.concatenate([self._delta_bias, np.zeros_like(self._delta_bias)])
         self.alive = np.concatenate([self.alive, np.zeros(capacity, dtype=np.bool_)])
+
+
+def _spread(count: int) -> Iterator[int]:
+    """0 to count - 1, each once, in golden-section steps: however few are taken, they are spread over all."""
+    step = max(1, round(0.618034 * count))
+    while math.gcd(step, count) != 1:
+        step += 1
+    return (place * step % count for place in range(count))
 
 
 def _row(matrix: NDArray[np.float32], row: int) -> NDArray[np.float32]:

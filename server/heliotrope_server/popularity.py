@@ -7,7 +7,7 @@ them from their older time to the newer one. Each shard counts its own users and
 peers; the served count is the sum.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from heliotrope_server.interest import MAX_EXPONENT, power_of_two
 MOST_MOVED = 4_096
 """Moves of single users that wait to be laid out together."""
 MAX_BACK = 32.0
+_LOOKED_UP = 1_024
+"""Ids that are looked up between two pauses."""
 
 
 class LivePopularity:
@@ -38,6 +40,8 @@ class LivePopularity:
         # What events have moved since the array was last read: rows, and by how much.
         self._moved_rows: list[int] = []
         self._moved_by: list[float] = []
+        # Ids counted anew since `begin_layout`; None: nothing is laid out, or all of it is out of date.
+        self._recounted: set[str] | None = None
 
     def add(self, item_id: str, row: int | None, time_s: float) -> None:
         """Counts one user whose newest positive event on the item is at `time_s`."""
@@ -55,6 +59,8 @@ class LivePopularity:
         self.own[item_id] = max(0.0, self.own.get(item_id, 0.0) + weight)
         self.version += 1
         self.changed_at[item_id] = self.version
+        if self._recounted is not None:
+            self._recounted.add(item_id)
         if row is not None:
             self._moved_rows.append(row)
             self._moved_by.append(weight)
@@ -85,7 +91,7 @@ class LivePopularity:
             peer: {item_id: count * factor for item_id, count in counts.items()} for peer, counts in self._peers.items()
         }
         self._counts = self._laid_out() * factor
-        self.changed_rows = None
+        self.changed_rows = self._recounted = None
         self.landmark_s = landmark_s
 
     def change_half_life(self, half_life_s: float, time_s: float) -> None:
@@ -94,17 +100,64 @@ class LivePopularity:
             self.move_landmark(max(time_s, self.landmark_s))
             self.half_life_s = half_life_s
 
-    def bind(self, rows: Mapping[str, int], size: int) -> None:
-        """Lays the counts out for a catalogue of `size` rows."""
+    def begin_layout(self) -> None:
+        """What is counted from here on is made good by the `bind` that gets a layout."""
+        self._recounted = set()
+
+    def drop_layout(self) -> None:
+        """No `bind` will come for what `begin_layout` began."""
+        self._recounted = None
+
+    def laid_out_for(
+        self, item_ids: Sequence[str], alive: NDArray[np.bool_], pause: Callable[[], None]
+    ) -> NDArray[np.float64]:
+        """Counts for the rows (n,) of another catalogue, relative to the landmark; dead rows have none.
+
+        For a thread, after `begin_layout` and while events are counted; it calls `pause` between small steps.
+        """
+        counts = np.zeros(len(item_ids))
+        tables = [self.own, *list(self._peers.values())]
+        if any(tables):
+            for start in range(0, len(counts), _LOOKED_UP):
+                ids = item_ids[start : start + _LOOKED_UP]
+                counts[start : start + len(ids)] = [sum(table.get(one, 0.0) for table in tables) for one in ids]
+                pause()
+        counts[~alive[: len(counts)]] = 0.0
+        return counts
+
+    def bind(
+        self,
+        rows: Mapping[str, int],
+        size: int,
+        laid_out: NDArray[np.float64] | None = None,
+        later: Iterable[str] = (),
+    ) -> None:
+        """Lays the counts out for a catalogue of `size` rows.
+
+        `laid_out` (m,) is what `laid_out_for` made for its first rows, and is taken over; `later` are the ids of the
+        others.
+        """
+        recounted, self._recounted = self._recounted, None
         self._moved_rows, self._moved_by = [], []
+        self.version += 1
+        tables = [self.own, *self._peers.values()]
+        if laid_out is not None and recounted is not None:
+            missing = size - len(laid_out)
+            self._counts = np.concatenate([laid_out, np.zeros(missing)]) if missing else laid_out
+            self.changed_rows = set()
+            for item_id in recounted.union(later):
+                row = rows.get(item_id)
+                if row is not None:
+                    self._counts[row] = sum(table.get(item_id, 0.0) for table in tables)
+                    self.changed_rows.add(row)
+            return
         self._counts = np.zeros(size)
         self.changed_rows = None
-        for counts in (self.own, *self._peers.values()):
+        for counts in tables:
             for item_id, count in counts.items():
                 row = rows.get(item_id)
                 if row is not None:
                     self._counts[row] += count
-        self.version += 1
 
     def grow(self, size: int) -> None:
         """Makes room for new rows at the end."""
@@ -126,12 +179,16 @@ class LivePopularity:
                 if self.changed_rows is not None:
                     self.changed_rows.add(row)
             known[item_id] = value
+        if self._recounted is not None:
+            self._recounted.update(item_ids)
         self.version += bool(item_ids)
 
     def forget_peer(self, peer: int, rows: Mapping[str, int]) -> None:
         """Drops what a shard said: it restarted and will say it again."""
-        laid_out = self._laid_out()
-        for item_id, count in self._peers.pop(peer, {}).items():
+        laid_out, told = self._laid_out(), self._peers.pop(peer, {})
+        if self._recounted is not None:
+            self._recounted.update(told)
+        for item_id, count in told.items():
             row = rows.get(item_id)
             if row is not None:
                 laid_out[row] = max(0.0, laid_out[row] - count)

@@ -5,7 +5,7 @@ split into batches matters, duplicates change nothing, and an undo may come befo
 sums are worked out when they are read: `settle` adds what has come since the last time in one step, or all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.event_ring import Columns, EventRing
 from heliotrope_server.interest import GainTable, InterestSums, interest_vectors
+from heliotrope_server.item_numbers import number_of
+from heliotrope_server.passage import Passage
 from heliotrope_server.rare_attribute import NOTHING, Rare
 
 ONE_BY_ONE = 3
@@ -39,7 +41,7 @@ class ItemSpace(Protocol):
 
     def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
-    def folded_map(self, version: str) -> NDArray[np.float32] | None: ...
+    def passage(self, version: str) -> Passage | None: ...
 
 
 class Applied(Enum):
@@ -255,10 +257,14 @@ class Profile:
     def rederive(self, space: ItemSpace) -> None:
         """Turns to another snapshot, or to the events that were loaded. Exact inside the ring.
 
-        The folded sum is carried over by the linear map that the catalogue fitted between the two snapshots.
+        The folded sum moves by the items that it is known to be of, and for the rest by a linear map; see passage.
         """
         if self.folded is not None and self.folded_version != space.version:
-            self.folded = _carried_over(self.folded, space.folded_map(self.folded_version), space)
+            passage, folded = space.passage(self.folded_version), self.folded
+            # Without one the sums are lost: too few items are shared, or the old snapshot is gone.
+            self.folded = None
+            if passage is not None:
+                self.folded = passage.carried_over(folded, self.folded_items, self.folded_newest_s)
             self.folded_version = space.version
         self.newest_s = max(self.events.newest_us() / 1e6, self.folded_newest_s)
         self._total = None
@@ -284,14 +290,19 @@ class Profile:
             self.total, self.prior, self.read_time_s(time_s), parameters.half_lives_s, parameters.kappas
         )
 
-    def seen_rows(self, row_of: Any, catalogue_version: tuple[int, int]) -> NDArray[np.int64]:
-        """Catalogue rows of the items with an event, unsorted and without repeats; cached until either side changes."""
+    def seen_rows(
+        self, rows_of: Callable[[NDArray[np.int32]], NDArray[np.int64]], catalogue_version: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """Catalogue rows of the items with an event, without repeats; cached until either side changes. `rows_of` gives
+        the rows of living items by their numbers.
+        """
         key = (*catalogue_version, self.lsn)
         if self._seen is None or key != self._seen[0]:
-            ids = self.events.item_ids()
-            ids.update(self.folded_items)
-            rows = [row for row in map(row_of, ids) if row is not None]
-            self._seen = key, np.array(rows, dtype=np.int64)
+            numbers = self.events.item_numbers()
+            if self.folded_items:
+                folded = np.array([number_of(item_id) for item_id in self.folded_items], dtype=np.int32)
+                numbers = np.concatenate([numbers, folded])
+            self._seen = key, rows_of(np.unique(numbers))
         return self._seen[1]
 
     @property
@@ -352,19 +363,6 @@ def _accumulate(sums: InterestSums, events: Columns, space: ItemSpace) -> None:
     vectors, known = space.vectors(events.numbers)
     gains = space.gains.many(events.kinds, events.values) * known
     sums.add_many(gains, vectors, events.times_us / 1e6, space.parameters.half_lives_s)
-
-
-def _carried_over(old: InterestSums, matrix: NDArray[np.float32] | None, space: ItemSpace) -> InterestSums | None:
-    """Folded sums in the new space. A horizon that did not exist takes the nearest old one's; None if no map exists."""
-    if matrix is None:
-        return None
-    horizons = len(space.parameters.half_lives_s)
-    new = InterestSums(horizons, space.dimension, old.landmark_s)
-    for horizon in range(horizons):
-        source = min(horizon, len(old.masses) - 1)
-        new.sums[horizon] = old.sums[source] @ matrix
-        new.masses[horizon] = old.masses[source]
-    return new
 
 
 def _id_hash(event_id: str) -> int:

@@ -188,6 +188,20 @@ class ProfileStore:
         if profile.segments:
             self.segments.change(profile.user_id, (), profile.segments)
 
+    async def turn_to(self, space: ItemSpace) -> None:
+        """Re-derives for another snapshot the profiles that were read last, in the time that requests leave: who comes
+        back meanwhile is turned at once, by `get`.
+        """
+        until = time.perf_counter() + _SLICE_S
+        for user_id in reversed(list(self._settled)):
+            profile = self._settled.get(user_id)
+            if profile is not None and profile.generation != space.generation:
+                profile.rederive(space)
+                profile.settle(space)
+            if time.perf_counter() >= until:
+                await self._pause(paced=True)
+                until = time.perf_counter() + _SLICE_S
+
     def delete(self, user_id: str) -> None:
         """Forgets the user: at once in memory, in the store with the next checkpoint."""
         self._preserve(user_id)

@@ -10,7 +10,7 @@ of the others.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,13 @@ class Heard(NamedTuple):
         return total
 
 
+class Carried(NamedTuple):
+    """What was said of an item, before and after a swap; None: nothing is left of it."""
+
+    before: Heard
+    after: Heard | None
+
+
 class Residuals:
     """What the users of this shard said of young items, and the sums of other shards. Belongs to the event loop.
 
@@ -67,26 +74,53 @@ class Residuals:
     def dirty(self) -> bool:
         return bool(self._dirty)
 
-    def bind(self, catalogue: LiveCatalogue) -> None:
+    def carried_to(
+        self, catalogue: LiveCatalogue, own: Mapping[str, Heard], pause: Callable[[], None]
+    ) -> dict[str, Carried]:
+        """Moves the young items of a catalogue that is to be bound, by what was said of them up to now.
+
+        For a thread, which brings a copy of `own` and calls `pause` between small steps.
+        """
+        dual, carried = self._dual(catalogue), {}
+        for item_id, heard in own.items():
+            said = None if _is_absorbed(catalogue, item_id, heard.known) else _carried(heard, dual)
+            carried[item_id] = Carried(heard, said)
+            if said is not None:
+                catalogue.set_residual(item_id, _residual(catalogue, item_id, [(len(said.users), said.sum())]))
+            pause()
+        return carried
+
+    def bind(self, catalogue: LiveCatalogue, carried: Mapping[str, Carried] | None = None) -> None:
         """Moves to another catalogue, and moves its young items.
 
         What was said of an item that the new snapshot knows more events of has been learnt there and is dropped. The
-        rest is carried over by the linear map between the snapshots, where there is one.
+        rest is carried over by the linear map between the snapshots, where there is one. `carried` is what `carried_to`
+        did of it already.
         """
-        self._catalogue = catalogue
-        self._young = catalogue.parameters.young
-        self._peers = {}
+        carried, dual = carried or {}, self._dual(catalogue)
+        other_space = self.space not in ("", catalogue.version)
+        self._catalogue, self._young, self._peers = catalogue, catalogue.parameters.young, {}
         self.version += 1
-        if self._young is None:
-            self._drop(list(self.own))
-        elif self.own:
-            self._drop([item_id for item_id, heard in self.own.items() if self._is_absorbed(item_id, heard.known)])
-            if self.space not in ("", catalogue.version):
-                self._carry_over(catalogue)
+        for item_id, heard in list(self.own.items()):
+            known = carried.get(item_id)
+            prepared = known is not None and known.before is heard
+            if known is not None and prepared:
+                after = known.after
+            else:
+                after = None if _is_absorbed(catalogue, item_id, heard.known) else _carried(heard, dual)
+            if after is None:
+                del self.own[item_id]
+                self._touch(item_id)
+            else:
+                self.own[item_id] = after
+            if not prepared:
+                self._apply(item_id)
+        for item_id in carried.keys() - self.own.keys():
+            catalogue.set_residual(item_id, None)  # taken back meanwhile
+        if other_space:
+            self._dirty.update(self.own)
         self.space = catalogue.version
         self._changed_at = dict.fromkeys(self.own, self.version)
-        for item_id in self.own:
-            self._apply(item_id)
 
     def wants(self, user_id: str, item_id: str, time_s: float) -> bool:
         """Whether what this user says of the item at this time would be heard.
@@ -175,21 +209,15 @@ class Residuals:
         """The checkpoint that took these failed."""
         self._dirty.update(changed)
 
-    def _is_absorbed(self, item_id: str, known: int) -> bool:
-        assert self._catalogue is not None and self._young is not None
-        events = self._catalogue.known_events(item_id)
-        return item_id not in self._catalogue.rows or events > known or events >= self._young.below_events
-
-    def _carry_over(self, catalogue: LiveCatalogue) -> None:
+    def _dual(self, catalogue: LiveCatalogue) -> NDArray[np.float64] | None:
+        """What carries over what was said (d_old,) to the space of a catalogue: (d_old, d); None: nothing does."""
+        if catalogue.parameters.young is None or not self.own:
+            return None
+        if self.space in ("", catalogue.version):
+            return np.eye(catalogue.dimension)
         matrix = catalogue.folded_map(self.space)
-        if matrix is None or not self.own:
-            self._drop(list(self.own))
-            return
         # Items go by x' = x M, so scores stay the same under q = M q': queries go by the pseudo-inverse.
-        dual = np.linalg.pinv(matrix.astype(np.float64)).T
-        for item_id, heard in self.own.items():
-            self.own[item_id] = heard._replace(said=(heard.said.astype(np.float64) @ dual).astype(np.float16))
-        self._dirty.update(self.own)
+        return None if matrix is None else np.linalg.pinv(matrix.astype(np.float64)).T
 
     def _drop(self, item_ids: list[str]) -> None:
         for item_id in item_ids:
@@ -204,21 +232,38 @@ class Residuals:
 
     def _apply(self, item_id: str) -> None:
         """Serves the residual that follows from all that is known of the item."""
-        catalogue, young = self._catalogue, self._young
-        if catalogue is None:
+        if self._catalogue is None:
             return
-        total, count = np.zeros(catalogue.dimension), 0
+        said = [sums[item_id] for sums in self._peers.values() if item_id in sums]
         heard = self.own.get(item_id)
         if heard is not None:
-            total, count = heard.sum(), len(heard.users)
-        for sums in self._peers.values():
-            if item_id in sums:
-                count, total = count + sums[item_id][0], total + sums[item_id][1]
-        if not count or young is None:
-            catalogue.set_residual(item_id, None)
-            return
-        weight = young.step / (count + catalogue.known_events(item_id) + young.shrinkage)
-        catalogue.set_residual(item_id, _shortened(weight * total, young.max_norm).astype(np.float32))
+            said.insert(0, (len(heard.users), heard.sum()))
+        self._catalogue.set_residual(item_id, _residual(self._catalogue, item_id, said))
+
+
+def _residual(
+    catalogue: LiveCatalogue, item_id: str, said: Sequence[tuple[int, NDArray[np.float64]]]
+) -> NDArray[np.float32] | None:
+    """r_i (d,) by what each shard's users said: how many they are, and Z (d,). None without any."""
+    young = catalogue.parameters.young
+    if young is None or not said:
+        return None
+    count = sum(users for users, _ in said)
+    total = np.sum([each for _, each in said], axis=0)
+    weight = young.step / (count + catalogue.known_events(item_id) + young.shrinkage)
+    return _shortened(weight * total, young.max_norm).astype(np.float32)
+
+
+def _is_absorbed(catalogue: LiveCatalogue, item_id: str, known: int) -> bool:
+    young, events = catalogue.parameters.young, catalogue.known_events(item_id)
+    return young is None or item_id not in catalogue.rows or events > known or events >= young.below_events
+
+
+def _carried(heard: Heard, dual: NDArray[np.float64] | None) -> Heard | None:
+    """What was said, by `dual` (d_old, d); None: by nothing, so that it is lost."""
+    if dual is None:
+        return None
+    return heard._replace(said=(heard.said.astype(np.float64) @ dual).astype(np.float16))
 
 
 def _shortened(vector: NDArray[np.float64], limit: float) -> NDArray[np.float64]:

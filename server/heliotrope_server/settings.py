@@ -107,6 +107,8 @@ class ServerSettings(BaseModel):
     device_index: IndexKind = "flat"
     """What is built there."""
     drain_s: Annotated[float, Field(ge=0)] = 10.0
+    canary_window_s: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds after a switch to another snapshot in which it is taken back if it answers badly; 0: never."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_authorities: Path | None = None

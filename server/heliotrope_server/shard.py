@@ -10,6 +10,7 @@ import gc
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import BaseModel, ConfigDict
 
-from heliotrope.internal.v1 import peer_pb2_grpc
+from heliotrope.internal.v1 import peer_pb2, peer_pb2_grpc
 from heliotrope.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -38,12 +39,14 @@ from heliotrope_indexer.job_folder import job_home
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.access import AccessFile, AccessInterceptor, AuditLog
 from heliotrope_server.access.certificates import Certificates
-from heliotrope_server.activation import Activation, catch_up_for_ever, check_model, learn_old_maps
+from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
+from heliotrope_server.canary import Canary
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
 from heliotrope_server.gpu_retriever import SearchDevice
 from heliotrope_server.interceptor import ErrorInterceptor
+from heliotrope_server.lanes import SharedQueue, let_threads_finish, make_lanes
 from heliotrope_server.layout import DRAIN_PATIENCE_S, Layout, lock_shard
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.learning_exchange import LEADER, announce_weights, forward_for_ever
@@ -53,7 +56,6 @@ from heliotrope_server.peers import MESSAGE_OPTIONS, Peers
 from heliotrope_server.popularity_exchange import exchange_for_ever
 from heliotrope_server.record_log import RecordLog
 from heliotrope_server.residual_exchange import exchange_residuals_for_ever
-from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.servicers import (
     AdminServicer,
     CatalogServicer,
@@ -63,31 +65,17 @@ from heliotrope_server.servicers import (
     ProfileServicer,
     RecommendationServicer,
 )
-from heliotrope_server.servicers.routing import Router
+from heliotrope_server.servicers.routing import Router, passed_on
+from heliotrope_server.servicers.switch import Switch, follow_for_ever
 from heliotrope_server.settings import ServerSettings
 from heliotrope_server.steady_clock import SteadyClock
 
 READY = b"ready\n"
 HEALTH_INTERVAL_S = 0.5
-LANES = 2
-"""gRPC servers in which the connections of clients end, chosen by the system at random. Each has calls of its own that
-wait to be taken, in turn with those of the others: a client that floods one lane keeps out only who is in it too."""
-PENDING_OPTIONS = [
-    # Calls of a method that wait in a lane to be taken. From the first number on gRPC refuses more and more of them,
-    # without Python: a refusal in Python costs half of an answer (docs/decisions/0018-overload.md).
-    ("grpc.server.max_pending_requests", 128),
-    ("grpc.server.max_pending_requests_hard_limit", 160),
-]
-KEEPALIVE_OPTIONS = [
-    # A client whose machine or network went away says no goodbye: its connection would be held for ever.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-]
 INTAKE_BYTES = 32 << 20
 """Of events that may wait for the disk of a shard, and of texts for its encoder."""
 SWITCH_INTERVAL_S = 0.0005
+WITHDRAW_TIMEOUT_S = 300.0
 
 _SERVICES = [
     recommendation_pb2.DESCRIPTOR.services_by_name["RecommendationService"].full_name,
@@ -112,6 +100,8 @@ class ShardSettings(BaseModel):
     sockets: list[Path]
     addresses: list[str]
     listen: list[str]
+    served: Path
+    """The file with the version that this server serves: CURRENT at its start, then that of the last switch."""
     encoder_threads: int = 1
 
 
@@ -132,9 +122,8 @@ class Shard:
         encoder = TextEncoder.open(server.model, threads=settings.encoder_threads) if server.model else None
         folder = settings.layout.shard_folder(server.data, settings.index)
         lock = await lock_shard(folder, server.drain_s + DRAIN_PATIENCE_S)
-        served = ServedVersion(server.data)
-        # Its hashes were verified before the first shard served it.
-        catalogue = LiveCatalogue(store.open(served.read(), verify=False))
+        # Its hashes were verified, by the supervisor or by a switch. Not CURRENT: a build may have published meanwhile.
+        catalogue = LiveCatalogue(store.open(settings.served.read_text(), verify=False))
         device = SearchDevice(server.device, server.device_index)
         device.prepare(catalogue)
         engine = Engine(
@@ -153,42 +142,54 @@ class Shard:
         await engine.start(partial(learn_old_maps, store))
         activation = Activation(engine, store, device.prepare)
         peers = Peers(settings.index, settings.sockets)
+        leader = peers.of(LEADER)
+
+        async def withdraw(version: str, reason: str) -> None:
+            if leader is None:
+                await switch.withdraw(version, reason)
+                return
+            request = peer_pb2.WithdrawSnapshotRequest(snapshot_version=version, reason=reason)
+            await passed_on(leader, leader.internal.WithdrawSnapshot(request, timeout=WITHDRAW_TIMEOUT_S))
+
+        canary = Canary(engine, server.canary_window_s, withdraw)
+        switch = Switch(engine, activation, canary, store, peers, settings.served)
         engine.learning = self._learning(engine, peers, folder)
         health_servicer = health.aio.HealthServicer()
 
         events, texts = ByteGate("the disk", INTAKE_BYTES), ByteGate("the encoder", INTAKE_BYTES)
-        add_services = partial(
-            self._add_services, engine, activation, store, served, peers, catalogue_log, events, texts
-        )
-        peer_servicer = PeerServicer(engine, activation, served)
+        add_services = partial(self._add_services, engine, switch, store, peers, catalogue_log, events, texts)
+        peer_servicer = PeerServicer(engine, activation, canary, switch)
 
         def make_internal() -> Any:
             # What another shard passes on was admitted there, over one connection.
             made = grpc.aio.server(interceptors=[ErrorInterceptor()], options=MESSAGE_OPTIONS)
-            add_services([made], public=False)
+            add_services([made], [made], public=False)
             peer_pb2_grpc.add_PeerServiceServicer_to_server(peer_servicer, made)
             return made
 
         internal = PeerSocket(settings.sockets[settings.index], make_internal)
-        options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, *KEEPALIVE_OPTIONS, ("grpc.so_reuseport", 1)]
         audit = AuditLog(server.data, settings.index)
         access = AccessInterceptor(AccessFile(server.access) if server.access else None, audit)
-        lanes = [grpc.aio.server(interceptors=[ErrorInterceptor(), access], options=options) for _ in range(LANES)]
-        add_services(lanes, public=True)
+        lanes = make_lanes([ErrorInterceptor(), access])
+        # Health and administration have queues of their own: they answer beside a flood.
+        add_services([SharedQueue(lane) for lane in lanes], lanes, public=True)
         for lane in lanes:
             health_pb2_grpc.add_HealthServicer_to_server(health_servicer, lane)
             reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], lane)
             self._listen(lane)
 
+        if leader is None:
+            await switch.begin()
         await internal.open()
         for lane in lanes:
             await lane.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
         watch = asyncio.create_task(_watch_health(engine, health_servicer))
-        follow = asyncio.create_task(catch_up_for_ever(activation, served))
-        keep_socket = asyncio.create_task(internal.keep_for_ever())
         forward = self._start_learning(engine.learning, peers)
+        canary.start()
+        follow = asyncio.create_task(follow_for_ever(engine, activation, canary, settings.served))
+        keep_socket = asyncio.create_task(internal.keep_for_ever())
         # What was loaded lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -201,6 +202,7 @@ class Shard:
 
         # In this order: tell load balancers, let running calls finish, then close what they used.
         watch.cancel()
+        canary.stop()
         follow.cancel()
         await health_servicer.enter_graceful_shutdown()
         await asyncio.gather(*(lane.stop(server.drain_s) for lane in lanes))
@@ -250,29 +252,30 @@ class Shard:
     def _add_services(
         self,
         engine: Engine,
-        activation: Activation,
+        switch: Switch,
         store: SnapshotStore,
-        served: ServedVersion,
         peers: Peers,
         catalogue_log: RecordLog | None,
         events: ByteGate,
         texts: ByteGate,
-        servers: list[Any],
+        servers: Sequence[Any],
+        admin_servers: Sequence[Any],
         *,
         public: bool,
     ) -> None:
-        """Adds one set of servicers to all of these servers."""
+        """Adds one set of servicers to all of these servers, and that for administration to those."""
         router = Router(peers, forward=public)
         recommendation, event = RecommendationServicer(engine, router), EventServicer(engine, router, events)
         feedback, profile = FeedbackServicer(engine, router), ProfileServicer(engine, router, texts)
         catalog = CatalogServicer(engine, router, catalogue_log, texts)
-        admin = AdminServicer(engine, activation, store, served, peers, self._settings.addresses, whole_server=public)
+        admin = AdminServicer(engine, switch, store, peers, self._settings.addresses, whole_server=public)
         for server in servers:
             recommendation.add_to(server)
             event_pb2_grpc.add_EventServiceServicer_to_server(event, server)
             feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
             profile_pb2_grpc.add_ProfileServiceServicer_to_server(profile, server)
             catalog_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)
+        for server in admin_servers:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
     def _listen(self, server: Any) -> None:
@@ -309,6 +312,7 @@ async def _serve(settings: ShardSettings) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    let_threads_finish()
     settings = ShardSettings.model_validate_json(sys.stdin.buffer.readline())
     from heliotrope_server.command import one_line_errors
 

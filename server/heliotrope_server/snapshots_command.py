@@ -27,6 +27,7 @@ from heliotrope import Client, HeliotropeError, Tls
 from heliotrope_indexer.errors import IndexerError, SnapshotNotFoundError
 from heliotrope_indexer.job_folder import alone, scratch_of
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.snapshot.activations import withdrawals
 from heliotrope_indexer.snapshot_diff import diff
 from heliotrope_server import snapshots_view as view
 from heliotrope_server.errors import ServerError, ShardUnreachableError
@@ -68,7 +69,9 @@ class _ServerOptions(_Options):
 
 
 class ListOptions(_ReportOptions, _ServerOptions):
-    """Lists the versions of a store, newest first: which is current, what a rollback goes to, what is served."""
+    """Lists the versions of a store, newest first: which is current, what a rollback goes to, what is served, and from
+    which a server went back by itself.
+    """
 
 
 class ShowOptions(_ReportOptions):
@@ -134,12 +137,14 @@ def _list(options: ListOptions) -> None:
     store = SnapshotStore(options.snapshots)
     current = store.current()
     served = _served(options) if options.server else set()
+    withdrawn = withdrawals(store.history())
     rows = [
         {
             "version": version,
             "current": version == current,
             "previous": version == _previous(store),
             "served": version in served,
+            "withdrawn": withdrawn[version].reason if version in withdrawn else None,
             **view.headline(store.manifest(version)),
         }
         for version in store.versions()

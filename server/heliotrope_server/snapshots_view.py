@@ -28,7 +28,7 @@ def headline(manifest: Manifest) -> dict[str, Any]:
 
 
 def list_table(rows: list[dict[str, Any]]) -> None:
-    marks = ("current", "previous", "served")
+    marks = ("current", "previous", "served", "withdrawn")
     table = Table(title=f"{len(rows)} versions")
     names = ["version", "", *(name for name in rows[0] if name not in ("version", *marks))]
     for name in names:
@@ -39,6 +39,9 @@ def list_table(rows: list[dict[str, Any]]) -> None:
         state = ", ".join(mark for mark in marks if row[mark])
         table.add_row(row["version"], state, *(_shown(row[name]) for name in names[2:]))
     _console().print(table)
+    for row in rows:
+        if row["withdrawn"]:
+            print(f"withdrawn {row['version']}: {row['withdrawn']}")
 
 
 def show_table(facts: dict[str, Any]) -> None:
@@ -52,7 +55,7 @@ def show_table(facts: dict[str, Any]) -> None:
     for name, file in facts["files"].items():
         table.add_row(f"file: {name}", f"{file['bytes']:,} bytes")
     for move in facts["activations"]:
-        table.add_row(move["how"], move["time"])
+        table.add_row(move["how"], f"{move['time']} {move['reason']}".strip())
     _console().print(table)
 
 

@@ -20,7 +20,7 @@ from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
 from heliotrope_server.layout import lock_data, open_layout
-from heliotrope_server.served_version import ServedVersion
+from heliotrope_server.servicers.switch import SERVED_FILE, write_served
 from heliotrope_server.settings import ServerSettings
 from heliotrope_server.shard import READY, ShardSettings
 
@@ -90,7 +90,8 @@ class Supervisor:
             if problem is not None:
                 raise StartError(f"--device cuda: {problem}; start with --device auto or cpu")
         layout = open_layout(settings.data, settings.shards, snapshot, settings.engine, partial(learn_old_maps, store))
-        ServedVersion(settings.data).write(snapshot.version)
+        served = settings.data / SERVED_FILE
+        write_served(served, snapshot.version)
         sockets = [runtime / f"shard-{index}.sock" for index in range(settings.shards)]
         shown_host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -99,6 +100,7 @@ class Supervisor:
                 server=settings,
                 layout=layout,
                 index=index,
+                served=served,
                 sockets=sockets,
                 addresses=[_address(shown_host, port) for port in ports[1:]],
                 listen=[_address(settings.host, ports[0]), _address(settings.host, ports[1 + index])],

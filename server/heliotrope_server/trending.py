@@ -19,14 +19,21 @@ _REBUILD_SHARE = 0.1
 class Trending:
     """Belongs to one LiveCatalogue and the popularity that is bound to it."""
 
-    def __init__(self, catalogue: LiveCatalogue, popularity: LivePopularity) -> None:
+    def __init__(
+        self, catalogue: LiveCatalogue, popularity: LivePopularity, counts: NDArray[np.float64] | None = None
+    ) -> None:
+        """`counts` (n,): those of LivePopularity.laid_out_for, before the popularity is bound to the catalogue."""
         self._catalogue = catalogue
         self._popularity = popularity
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         # No row outside has more; relative to the landmark of the counts, as they are.
         self._most_outside = 0.0
         self._gathered: tuple[object, NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]] | None = None
-        popularity.changed_rows = None
+        if counts is None:
+            popularity.changed_rows = None
+        else:
+            self._choose(np.flatnonzero(counts), counts, 0.0)
+            self._gather(catalogue.moved_rows())
 
     def view(self, time_s: float, weight: float) -> LiveView:
         """The live terms at a time, with gamma = `weight`; to be used before the next event is applied."""

@@ -16,6 +16,7 @@ from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
 from heliotrope_server.event_records import RECORD_DECLARE, RECORD_DELETE, RECORD_EVENT, RECORD_SEGMENTS, LastRecords
 from heliotrope_server.interest import GainTable
 from heliotrope_server.layout import Layout
+from heliotrope_server.passage import Passage
 from heliotrope_server.profile_codec import decode_profile
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
 from heliotrope_server.store_values import (
@@ -227,7 +228,7 @@ class _NoSpace:
     def project(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.zeros((len(pooled), 1), dtype=np.float32)
 
-    def folded_map(self, version: str) -> NDArray[np.float32] | None:
+    def passage(self, version: str) -> Passage | None:
         return None
 
 

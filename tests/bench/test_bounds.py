@@ -161,6 +161,36 @@ def test_two_shards_count_where_the_generator_has_a_core_of_its_own() -> None:
     assert (crowded.word, crowded.note) == ("not measured", "shards: the generator had no core of its own")
 
 
+def overload(shares: dict[int, float], at_highest: float = 1.0, **settings: Any) -> RawResults:
+    rows = []
+    for connections, share in shares.items():
+        rows.append({"times": 1.0, "connections": connections, "in_time": at_highest, "of_highest": 1.0})
+        rows.append({"times": 5.0, "connections": connections, "in_time": share / 5, "of_highest": share})
+    file = results("memory", rows, **{"shards": 1, "items": 100_000, "generator_cores": 1, **settings})
+    return file.model_copy(update={"command": ["heliotrope", "bench", "overload"]})
+
+
+def test_overload_is_judged_by_the_worst_number_of_connections() -> None:
+    found = verdict("five times", overload({8: 0.9, 1: 0.8, 32: 0.85}))
+    assert (found.value, found.word) == (0.8, "holds")
+    assert verdict("five times", overload({8: 0.9, 1: 0.9, 32: 0.79})).word == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("file", "missing"),
+    [
+        (overload({8: 0.9, 1: 0.9}), "rate over 32 connections"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, at_highest=0.8), "above the highest: 80%"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, generator_cores=0), "no core of its own"),
+        (overload({8: 0.9, 1: 0.9, 32: 0.9}, items=60), "60 items"),
+    ],
+)
+def test_overload_under_other_conditions_is_not_judged(file: RawResults, missing: str) -> None:
+    found = verdict("five times", file)
+    assert (found.word, found.value) == ("not measured", None)
+    assert missing in found.note
+
+
 def test_a_start_is_judged_by_its_slowest_round_of_a_million_items() -> None:
     row = {"items": 1_000_000, "rounds_s": [2.9, 3.1, 2.0]}
     assert verdict("first answer", results("start", [row])).word == "does not hold"
@@ -177,3 +207,51 @@ def test_each_file_of_a_kind_is_judged_and_a_busy_machine_is_said() -> None:
 def test_the_real_small_files_are_below_the_conditions() -> None:
     files = [read_raw_results(path) for path in sorted(RESULTS.glob("*.json"))]
     assert {each.word for each in verdicts(files)} == {"not measured"}
+
+
+PHASES = ["steady", "items stream in", "after the items", "full rebuild", "swap", "after the swap", "rollback"]
+
+
+def life(*, items: int = 60_000, items_per_s: float = 1_000.0, **worst: float) -> RawResults:
+    """A calm life but for what is given of the swap."""
+    calm = {"p99_of_steady": 1.2, "failed": 0, "incomplete": 0, "recall@10": 0.98}
+    rows: list[dict[str, Any]] = [{"phase": phase, **calm} for phase in PHASES]
+    rows[1]["items_per_s"] = items_per_s
+    rows[4].update(worst)
+    real = results("load", rows, items=items)
+    return real.model_copy(update={"command": ["heliotrope", "bench", "lifecycle"], "name": "lifecycle"})
+
+
+@pytest.mark.parametrize(
+    ("measure", "worst"),
+    [
+        ("across a swap", {"p99_of_steady": 2.01}),
+        ("failed requests through", {"failed": 1}),
+        ("lack what was acknowledged", {"incomplete": 1}),
+        ("recall@10 through", {"recall@10": 0.96}),
+    ],
+)
+def test_one_bad_phase_of_a_life_is_enough(measure: str, worst: dict[str, float]) -> None:
+    assert verdict(measure, life()).word == "holds"
+    assert verdict(measure, life(**worst)).word == "does not hold"
+    assert "59,999 items" in verdict(measure, life(items=59_999)).note
+    assert "900 items a second" in verdict(measure, life(items_per_s=900.0)).note
+    busy = life()
+    busy.results[0]["failed"] = 3
+    assert "in the steady phase" in verdict(measure, busy).note
+
+
+def moved(ratio: float, users: int = 400) -> RawResults:
+    rows = [
+        {"users": group, "state": state, "user_count": users, "ndcg@10_ratio": ratio if state == "migrated" else 1.0}
+        for group in ("with folded events", "most of them folded")
+        for state in ("rebuilt from the full log", "migrated", "ring only")
+    ]
+    real = results("load", rows)
+    return real.model_copy(update={"command": ["heliotrope", "bench", "migration"], "name": "migration"})
+
+
+def test_users_who_move_keep_what_they_had_to_two_in_a_hundred() -> None:
+    assert verdict("NDCG@10 of users who moved", moved(0.98)).word == "holds"
+    assert verdict("NDCG@10 of users who moved", moved(0.979)).word == "does not hold"
+    assert "299 users" in verdict("NDCG@10 of users who moved", moved(0.99, users=299)).note

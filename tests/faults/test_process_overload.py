@@ -1,7 +1,9 @@
 """Far more calls at once than a shard takes: each is answered or refused by name, and nothing else suffers."""
 
 import asyncio
+import os
 from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
@@ -9,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from heliotrope import AsyncClient, Event, RetryPolicy
 from heliotrope.errors import OverloadedError, ServerError, from_rpc_error
-from heliotrope.v1 import recommendation_pb2, recommendation_pb2_grpc
+from heliotrope.v1 import event_pb2, event_pb2_grpc, recommendation_pb2, recommendation_pb2_grpc
+from heliotrope_server.lanes import MOST_PENDING
 from tests.end_to_end.running_server import running_server
 from tests.faults.process_world import LONG
 from tests.server import worlds
@@ -48,6 +51,32 @@ async def test_a_burst_is_answered_or_refused_and_health_is_told_meanwhile(serve
         assert set(outcomes) == {None, OverloadedError}, outcomes
         # What was refused can be asked again at once when the burst is over.
         assert (await client.recommend("u1")).recommendations
+
+
+async def test_callers_who_wait_for_their_answers_are_never_refused(server):
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        recommendations = recommendation_pb2_grpc.RecommendationServiceStub(channel)
+        events = event_pb2_grpc.EventServiceStub(channel)
+
+        async def ask(number):
+            for turn in range(20):
+                asked = recommendation_pb2.RecommendRequest(user_id=f"u{number}", count=10)
+                assert (await recommendations.Recommend(asked, timeout=120.0)).recommendations
+                event = event_pb2.Event(event_id=f"c{number}-{turn}", user_id=f"u{number}", item_id="i1")
+                event.type = event_pb2.EVENT_TYPE_VIEW
+                await events.RecordEvents(event_pb2.RecordEventsRequest(events=[event]), timeout=120.0)
+
+        await asyncio.gather(*(ask(number) for number in range(MOST_PENDING)))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="threads can be told so on Linux only")
+def test_a_call_that_comes_in_does_not_interrupt_the_thread_that_runs_python(server):
+    for pid in server.shard_pids():
+        threads = {thread.name: thread for thread in Path(f"/proc/{pid}/task").iterdir()}
+        grpc_threads = [name for name, thread in threads.items() if "event_engine" in (thread / "comm").read_text()]
+        assert grpc_threads
+        for name in [str(pid), *grpc_threads]:
+            assert os.sched_getscheduler(int(name)) == os.SCHED_BATCH
 
 
 async def test_a_flood_of_events_loses_none_that_was_acknowledged(server):

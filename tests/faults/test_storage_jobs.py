@@ -190,7 +190,7 @@ def test_a_backup_that_is_killed_leaves_the_older_ones_whole_and_the_next_one_en
 
 
 async def test_a_restore_that_is_killed_is_no_data_folder_and_can_be_repeated(tmp_path):
-    back_up(FIXTURE / "data", tmp_path / "backups")
+    back_up(shutil.copytree(FIXTURE / "data", tmp_path / "data"), tmp_path / "backups")
     snapshot = SnapshotStore(FIXTURE / "snapshots").open()
     for step in steps(5):
         new = tmp_path / "new"

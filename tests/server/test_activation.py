@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
 from heliotrope_server.activation import Activation, learn_old_maps
 from heliotrope_server.answerer import Question
+from heliotrope_server.canary import Canary
 from heliotrope_server.errors import SnapshotUnusableError
-from heliotrope_server.folded_maps import keep_map, kept_map
+from heliotrope_server.folded_maps import keep_map, kept_passage
 from heliotrope_server.live_catalogue import LiveCatalogue
-from heliotrope_server.served_version import ServedVersion
+from heliotrope_server.servicers.switch import SERVED_FILE, follow_for_ever, write_served
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -48,7 +50,7 @@ async def test_profiles_move_to_a_rotated_space_with_their_folded_part(tmp_path)
         activation = Activation(engine, store)
         await activation.prepare(version)
         assert (await answers(engine))[0].snapshot_version == served.version
-        assert activation.commit(version) < 1e-4
+        assert await activation.commit(version) < 1e-4
         after = await answers(engine)
         for old, new in zip(before, after, strict=True):
             assert new.snapshot_version == version
@@ -111,7 +113,7 @@ def test_a_kept_map_that_is_damaged_is_said_and_not_used(tmp_path, caplog):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert kept_map(store, served.version, LiveCatalogue(store.open())) is None
+    assert kept_passage(store, served.version, LiveCatalogue(store.open())) is None
     assert f"the kept map of snapshot {served.version} is damaged" in caplog.text
 
 
@@ -122,38 +124,65 @@ async def test_a_catalogue_with_no_shared_items_admits_that_nothing_can_be_carri
         version = worlds.publish(tmp_path / "store", seed=3, first_item=1000)
         activation = Activation(engine, store)
         await activation.prepare(version)
-        assert activation.commit(version) == 1.0
+        assert await activation.commit(version) == 1.0
         assert (await engine.recommend(Question("u0", 5))).result.item_ids
 
 
-async def test_a_shard_that_missed_a_switch_catches_up_with_what_is_served(tmp_path):
-    served = worlds.catalogue(tmp_path)
-    said = ServedVersion(tmp_path)
-    async with worlds.engine(tmp_path, served) as engine:
+async def test_a_shard_that_missed_a_commit_follows_what_is_written_down(tmp_path):
+    catalogue = worlds.catalogue(tmp_path)
+    served = tmp_path / SERVED_FILE
+    write_served(served, catalogue.version)
+    async with worlds.engine(tmp_path, catalogue) as engine:
         activation = Activation(engine, SnapshotStore(tmp_path / "store"))
-        said.write(served.version)
-        # Published, and even prepared, but served by nobody yet.
+        canary = Canary(engine, 0.0, lambda version, reason: asyncio.sleep(0))
+        following = asyncio.create_task(follow_for_ever(engine, activation, canary, served))
+
+        async def until_it_serves(version):
+            async with asyncio.timeout(60):
+                while engine.catalogue.version != version:
+                    assert not following.done()
+                    await asyncio.sleep(0.01)
+
+        # Published, and even prepared, but not written down.
         version = worlds.publish(tmp_path / "store", seed=3)
         await activation.prepare(version)
-        assert await activation.catch_up(said) == 0.0
-        assert engine.catalogue.version == served.version
-        said.write(version)
-        await activation.prepare(served.version)
-        await activation.catch_up(said)
+        await activation.commit(catalogue.version)
+        assert engine.catalogue.version == catalogue.version
+        # Prepared or not.
+        write_served(served, version)
+        await until_it_serves(version)
+        await activation.prepare(catalogue.version)
+        write_served(served, catalogue.version)
+        await until_it_serves(catalogue.version)
+        # The commit may come late, or at the same time.
+        write_served(served, version)
+        errors = await asyncio.gather(*(activation.commit(version) for _ in range(3)))
         assert engine.catalogue.version == version
-        assert activation.commit(version) == 0.0
-        said.write("20200101T000000Z-0123456789ab")
-        with pytest.raises(SnapshotUnusableError):
-            await activation.catch_up(said)
-        assert engine.catalogue.version == version
+        assert errors[0] > 0.0 and errors[1:] == [0.0, 0.0]
+        following.cancel()
 
 
-async def test_committing_what_was_not_prepared_is_refused(tmp_path):
+async def test_a_shard_says_that_it_cannot_follow(tmp_path, caplog):
+    catalogue = worlds.catalogue(tmp_path)
+    served = tmp_path / SERVED_FILE
+    write_served(served, "20200101T000000Z-0123456789ab")
+    async with worlds.engine(tmp_path, catalogue) as engine:
+        activation = Activation(engine, SnapshotStore(tmp_path / "store"))
+        canary = Canary(engine, 0.0, lambda version, reason: asyncio.sleep(0))
+        following = asyncio.create_task(follow_for_ever(engine, activation, canary, served))
+        async with asyncio.timeout(60):
+            while "cannot serve what the others do" not in caplog.text:
+                await asyncio.sleep(0.01)
+        assert not following.done() and engine.catalogue.version == catalogue.version
+        following.cancel()
+
+
+async def test_a_commit_of_what_is_not_there_is_refused(tmp_path):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served) as engine:
         activation = Activation(engine, SnapshotStore(tmp_path / "store"))
-        with pytest.raises(SnapshotUnusableError, match="not prepared"):
-            activation.commit("20200101T000000Z-0123456789ab")
-        assert activation.commit(served.version) == 0.0
+        with pytest.raises(SnapshotUnusableError, match="holds no version"):
+            await activation.commit("20200101T000000Z-0123456789ab")
+        assert await activation.commit(served.version) == 0.0
         with pytest.raises(SnapshotUnusableError):
             await activation.prepare("20200101T000000Z-0123456789ab")

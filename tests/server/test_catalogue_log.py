@@ -124,6 +124,33 @@ def test_changes_that_are_heard_of_later_go_on_top(tmp_path: Path) -> None:
     assert living(catalogue)["i0"].title == "back" and "a" not in living(catalogue)
 
 
+@given(operations=OPERATIONS, cut=st.integers(0, 12), later=st.integers(0, 12), absorbed=st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_changes_that_come_while_others_are_laid_over_end_in_the_same(
+    operations: list[tuple[str, str]], cut: int, later: int, absorbed: int
+) -> None:
+    """A copy of the changes up to `cut` is laid over, then what came up to `later`, then the log is followed."""
+    records = [upsert(item_id, title) if title else [DELETE, item_id] for item_id, title in operations]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        delta = write(folder / "part", records[:absorbed]).delta()
+        items = delta.laid_over(BASE)
+        prepared, plain = snapshot(folder / "a", items, delta.absorbed), snapshot(folder / "b", items, delta.absorbed)
+        changes = write(folder / "log", records[:cut])
+        copy = changes.after(0)
+        write(folder / "log", records[cut:later])
+        changes.catch_up()
+        changes.lay_over(prepared, copy)
+        changes.lay_over(prepared, changes.after(copy.sequence))
+        write(folder / "log", records[max(cut, later) :])
+        changes.catch_up(prepared)
+        changes.lay_over(plain)
+        assert living(prepared) == living(plain)
+        assert prepared.alive_count == plain.alive_count == len(living(plain))
+        for item_id, item in living(plain).items():
+            assert prepared.item(prepared.rows[item_id]) == item
+
+
 def test_an_empty_log_has_nothing_to_absorb(tmp_path: Path) -> None:
     delta = write(tmp_path / "log", []).delta()
     assert delta == CatalogueDelta((), frozenset(), None)

@@ -106,7 +106,7 @@ async def test_other_weights_score_and_explain_at_once_and_go_with_their_snapsho
             engine.answerer.use_weights(matrices[:1], theta)
         with pytest.raises(ValueError, match="finite"):
             engine.answerer.use_weights(matrices, np.array([-1.0]))
-        engine.answerer.serve(served)
+        engine.answerer.serve(engine.answerer.serving_of(served))
         assert (await engine.recommend(Question("u", 10))).result.scores == before.scores
 
 

@@ -20,6 +20,8 @@ def test_vectors_of_snapshot_delta_removed_and_unknown_items_in_any_order(tmp_pa
             assert is_known == (expected is not None)
             np.testing.assert_array_equal(vector, np.zeros(6) if expected is None else expected)
         assert known.sum() == 30 + 2 * round_
+        living = {served.rows[item_id] for item_id in ids if item_id in served.rows}
+        assert set(served.rows_of(numbers).tolist()) == living and len(living) == 30
         for item_id in ("added", "came-and-went", "i3"):
             pooled = rng.normal(size=6).astype(np.float32)
             served.upsert(DeltaItem(CatalogItem(item_id, "a title"), pooled, pooled, 0.0, served.version, "none"))

@@ -210,14 +210,14 @@ def test_seen_items_include_folded_ones_and_exclude_undone_ones(space):
     for event in events:
         profile.apply(event)
         profile.fold(8, NOW_S, space)
-    seen = {space.item_ids[row] for row in profile.seen_rows(space.row_of, (space.generation, 0))}
+    seen = {space.item_ids[row] for row in profile.seen_rows(space.rows_of, (space.generation, 0))}
     assert seen == {event.item_id for event in events}
 
     fresh = Profile("u1", space)
     fresh.apply(UserEvent("u1", "e", EventKind.CLICK, "i1", 1.0, 1))
     fresh.apply(UserEvent("u1", "o", EventKind.UNDO, "", 1.0, 2, "e"))
     fresh.lsn = 2
-    assert len(fresh.seen_rows(space.row_of, (space.generation, 0))) == 0
+    assert len(fresh.seen_rows(space.rows_of, (space.generation, 0))) == 0
 
 
 def test_a_profile_that_was_stored_in_format_1_comes_back_the_same(space):

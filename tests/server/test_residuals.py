@@ -259,13 +259,13 @@ async def test_a_swap_carries_over_what_the_new_snapshot_has_not_learnt(tmp_path
         if running:
             activation = Activation(engine, store)
             await activation.prepare(version)
-            activation.commit(version)
+            await activation.commit(version)
             after = engine.catalogue
     if not running:
         after = LiveCatalogue(store.open())
         engine = worlds.engine(tmp_path, after, wall_clock=clock)
         # As a shard starts: with the maps from the snapshots that its store still refers to.
-        after.learn_map(served.version, served.item_ids, served.base_vectors)
+        after.learn_map(served.snapshot)
         async with engine:
             pass
     assert after.version == version

@@ -1,6 +1,8 @@
 """The history of a store: which versions were current, in order, and so what a rollback goes back to.
 
-    STORE/ACTIVATIONS   one JSON object a line, oldest first: {"time": ..., "how": ..., "version": ...}
+    STORE/ACTIVATIONS   one JSON object a line, oldest first: {"time": ..., "how": ..., "version": ..., "reason": ...}
+
+`reason` is there only where a server went back by itself.
 
 CURRENT stays the truth. The line of a move is written just before CURRENT moves, so a crash between the two leaves a
 line of something that did not happen; and a CURRENT that was moved by hand has no line. `standing` allows for both.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +36,8 @@ class ActivationRecord(BaseModel):
     """ISO 8601 UTC."""
     how: How
     version: Annotated[str, Field(pattern=VERSION_PATTERN.pattern)]
+    reason: str = ""
+    """Why a server went back to this version by itself."""
 
 
 def parse(text: str, *, name: str) -> list[ActivationRecord]:
@@ -50,7 +55,7 @@ def parse(text: str, *, name: str) -> list[ActivationRecord]:
 
 
 def appended(
-    records: Sequence[ActivationRecord], current: str | None, version: str, how: How
+    records: Sequence[ActivationRecord], current: str | None, version: str, how: How, reason: str = ""
 ) -> list[ActivationRecord]:
     """The history with one more move, from `current` (None: nothing was published yet) to `version`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -60,13 +65,18 @@ def appended(
         # What CURRENT says happened, though no line tells of it.
         kept.append(ActivationRecord(time=now, how="roll back" if current in told else "activate", version=current))
     if current != version:
-        kept.append(ActivationRecord(time=now, how=how, version=version))
+        kept.append(ActivationRecord(time=now, how=how, version=version, reason=reason))
     return kept[-MAX_ACTIVATIONS:]
 
 
 def render(records: Sequence[ActivationRecord]) -> bytes:
     """The content of the file."""
-    return "".join(record.model_dump_json() + "\n" for record in records).encode()
+    return "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records).encode()
+
+
+def withdrawals(records: Sequence[ActivationRecord]) -> dict[str, ActivationRecord]:
+    """The versions that servers went back from by themselves, each with the newest move that did so."""
+    return {before.version: record for before, record in pairwise(records) if record.reason}
 
 
 def standing(records: Sequence[ActivationRecord], current: str | None) -> list[str]:

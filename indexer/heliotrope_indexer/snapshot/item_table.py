@@ -60,6 +60,11 @@ def item_table(items: Sequence[CatalogItem]) -> pa.Table:
     return pa.table(columns)
 
 
+def joined_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """The table of the items of one or more tables, in order."""
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
 def item_attributes(table: pa.Table, row: int) -> Attributes:
     """The attributes of one row."""
     read: dict[str, Any] = {

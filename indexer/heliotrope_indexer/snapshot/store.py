@@ -120,8 +120,8 @@ class SnapshotStore:
         self.activate(version, how="publish")
         return version
 
-    def activate(self, version: str, *, how: How = "activate") -> None:
-        """Points CURRENT at a version that is already here; `how` is what the history calls it."""
+    def activate(self, version: str, *, how: How = "activate", reason: str = "") -> None:
+        """Points CURRENT at a version that is already here; `how` and `reason` are what the history says of it."""
         name = _checked_name(version)
         with self._alone():
             self.manifest(name)
@@ -129,7 +129,7 @@ class SnapshotStore:
                 current: str | None = self.current()
             except (SnapshotNotFoundError, SnapshotCorruptError):
                 current = None  # a damaged pointer is mended by moving it
-            self._write(ACTIVATIONS_FILE, render(appended(self.history(), current, name, how)))
+            self._write(ACTIVATIONS_FILE, render(appended(self.history(), current, name, how, reason)))
             self._write(CURRENT_FILE, f"{name}\n".encode())
 
     def roll_back(self) -> str:

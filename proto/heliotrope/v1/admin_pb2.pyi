@@ -46,6 +46,7 @@ class GetServingStatusResponse(_message.Message):
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     LEARNING_FIELD_NUMBER: _builtins.int
+    WITHDRAWAL_FIELD_NUMBER: _builtins.int
     slot_count: _builtins.int
     """How many hash slots there are. slot = CRC-32 (IEEE) of the UTF-8 user id, modulo this."""
     server_version: _builtins.str
@@ -58,6 +59,10 @@ class GetServingStatusResponse(_message.Message):
     def learning(self) -> Global___LearningStatus:
         """What is learned from feedback; unset when online learning is off."""
 
+    @_builtins.property
+    def withdrawal(self) -> Global___SnapshotWithdrawal:
+        """Why the server went back from a snapshot by itself; unset when it did not, and from the next switch on."""
+
     def __init__(
         self,
         *,
@@ -65,14 +70,47 @@ class GetServingStatusResponse(_message.Message):
         slot_count: _builtins.int = ...,
         server_version: _builtins.str = ...,
         learning: Global___LearningStatus | None = ...,
+        withdrawal: Global___SnapshotWithdrawal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "server_version", b"server_version", "shards", b"shards", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning", b"learning", "server_version", b"server_version", "shards", b"shards", "slot_count", b"slot_count", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServingStatusResponse: _TypeAlias = GetServingStatusResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotWithdrawal(_message.Message):
+    """A snapshot that was served for a short time: too many answers failed, or its index missed too much."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHDRAW_TIME_FIELD_NUMBER: _builtins.int
+    snapshot_version: _builtins.str
+    """The version that was taken back."""
+    reason: _builtins.str
+    """What was measured, and the limit."""
+    @_builtins.property
+    def withdraw_time(self) -> _timestamp_pb2.Timestamp:
+        """When the server went back."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_version: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        withdraw_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["withdraw_time", b"withdraw_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "snapshot_version", b"snapshot_version", "withdraw_time", b"withdraw_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotWithdrawal: _TypeAlias = SnapshotWithdrawal  # noqa: Y015
 
 @_typing.final
 class ShardStatus(_message.Message):

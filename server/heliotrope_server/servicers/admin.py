@@ -4,25 +4,20 @@ import asyncio
 import importlib.metadata
 import time
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import grpc
 
-from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import admin_pb2 as pb
 from heliotrope.v1 import admin_pb2_grpc
-from heliotrope_indexer.errors import IndexerError, SnapshotNotFoundError
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_indexer.snapshot.activations import How
-from heliotrope_server.activation import Activation
 from heliotrope_server.engine import Engine
-from heliotrope_server.errors import FeedbackOffError, SnapshotUnusableError
+from heliotrope_server.errors import FeedbackOffError
 from heliotrope_server.learning_exchange import LEADER
 from heliotrope_server.peers import Peer, Peers
-from heliotrope_server.served_version import ServedVersion
 from heliotrope_server.servicers.learning_status import add_shard_fields, learning_status
 from heliotrope_server.servicers.routing import part_s, passed_on
+from heliotrope_server.servicers.switch import Switch
 from heliotrope_server.settings import SLOT_COUNT, slots_of
 
 STATUS_TIMEOUT_S = 2.0
@@ -34,18 +29,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def __init__(
         self,
         engine: Engine,
-        activation: Activation,
+        switch: Switch,
         store: SnapshotStore,
-        served: ServedVersion,
         peers: Peers,
         addresses: list[str],
         *,
         whole_server: bool,
     ) -> None:
         self._engine = engine
-        self._activation = activation
+        self._switch = switch
         self._store = store
-        self._served = served
         self._peers = peers
         self._addresses = addresses
         self._whole_server = whole_server
@@ -58,8 +51,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         shards = sorted((answer.shards[0] for answer in answers), key=lambda shard: shard.shard_index)
         # Every shard that learns names the leader; only the leader itself has more to say.
         learning = [answer.learning for answer in answers if answer.HasField("learning")]
+        withdrawals = [answer.withdrawal for answer in answers if answer.HasField("withdrawal")]
         return pb.GetServingStatusResponse(
             shards=shards,
+            withdrawal=next(iter(withdrawals), None),
             slot_count=SLOT_COUNT,
             server_version=importlib.metadata.version("heliotrope"),
             learning=max(learning, key=lambda each: each.leader_reachable, default=None),
@@ -73,34 +68,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if leader is not None:
             call = leader.admin.ActivateSnapshot(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
-        async with self._activation.switching:
-            previous = self._engine.catalogue.version
-            try:
-                version = request.snapshot_version or self._store.current()
-            except IndexerError as error:
-                raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
-            map_error = await self._switch(version, "activate", part_s(context))
-            return pb.ActivateSnapshotResponse(
-                snapshot_version=version,
-                previous_snapshot_version=previous,
-                folded_migration_error=map_error,
-            )
+        version, previous, map_error = await self._switch.activate(request.snapshot_version, part_s(context))
+        return pb.ActivateSnapshotResponse(
+            snapshot_version=version, previous_snapshot_version=previous, folded_migration_error=map_error
+        )
 
     async def RollBackSnapshot(self, request: pb.RollBackSnapshotRequest, context: Any) -> pb.RollBackSnapshotResponse:
         leader = self._leader()
         if leader is not None:
             call = leader.admin.RollBackSnapshot(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(leader, call)
-        async with self._activation.switching:
-            try:
-                # The store remembers, so that a rollback works after a restart as well.
-                version = await asyncio.to_thread(self._store.previous, self._engine.catalogue.version)
-            except SnapshotNotFoundError as error:
-                raise SnapshotUnusableError("NO_PREVIOUS_SNAPSHOT", str(error)) from error
-            except IndexerError as error:
-                raise SnapshotUnusableError("SNAPSHOT_UNUSABLE", str(error)) from error
-            await self._switch(version, "roll back", part_s(context))
-            return pb.RollBackSnapshotResponse(snapshot_version=version)
+        return pb.RollBackSnapshotResponse(snapshot_version=await self._switch.roll_back(part_s(context)))
 
     async def RollBackWeights(self, request: pb.RollBackWeightsRequest, context: Any) -> pb.RollBackWeightsResponse:
         leader = self._leader()
@@ -117,29 +95,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """The shard that changes the whole server, one change at a time; None: this one, or it was asked by a peer."""
         return self._peers.of(LEADER) if self._whole_server else None
 
-    async def _switch(self, version: str, how: How, timeout_s: float) -> float:
-        """Prepares on every shard, then commits on every shard. Raises, with nothing changed, if one can't prepare."""
-        prepare = peer_pb2.PrepareSnapshotRequest(snapshot_version=version)
-        await self._activation.prepare(version)
-        await asyncio.gather(
-            *(
-                passed_on(peer, peer.internal.PrepareSnapshot(prepare, timeout=timeout_s, wait_for_ready=True))
-                for peer in self._peers.others
-            )
-        )
-        await asyncio.to_thread(partial(self._store.activate, version, how=how))
-        # From here on a shard that dies comes up with the new snapshot, and one that misses the commit catches up.
-        self._served.write(version)
-        commit = peer_pb2.CommitSnapshotRequest(snapshot_version=version)
-        error = self._activation.commit(version)
-        committed = await asyncio.gather(
-            *(
-                passed_on(peer, peer.internal.CommitSnapshot(commit, timeout=timeout_s, wait_for_ready=True))
-                for peer in self._peers.others
-            )
-        )
-        return max([error, *(answer.folded_migration_error for answer in committed)])
-
     async def _answer_of(self, peer: Any) -> pb.GetServingStatusResponse:
         try:
             answer: pb.GetServingStatusResponse = await peer.admin.GetServingStatus(
@@ -155,7 +110,18 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         learning = self._engine.learning
         if learning is not None:
             add_shard_fields(status, learning)
-        return pb.GetServingStatusResponse(shards=[status], learning=learning_status(learning, LEADER))
+        return pb.GetServingStatusResponse(
+            shards=[status], learning=learning_status(learning, LEADER), withdrawal=self._withdrawal()
+        )
+
+    def _withdrawal(self) -> pb.SnapshotWithdrawal | None:
+        """Known to the leader alone."""
+        if self._switch.withdrawal is None:
+            return None
+        version, move = self._switch.withdrawal
+        message = pb.SnapshotWithdrawal(snapshot_version=version, reason=move.reason)
+        message.withdraw_time.FromDatetime(datetime.fromisoformat(move.time))
+        return message
 
     def _placed(self, status: pb.ShardStatus, index: int) -> pb.ShardStatus:
         slots = slots_of(index, self._peers.shard_count)

@@ -6,16 +6,18 @@ from typing import Any
 from heliotrope.internal.v1 import peer_pb2 as pb
 from heliotrope.internal.v1 import peer_pb2_grpc
 from heliotrope_server.activation import Activation
+from heliotrope_server.canary import Canary
 from heliotrope_server.engine import Engine
 from heliotrope_server.learning_exchange import from_message
-from heliotrope_server.served_version import ServedVersion
+from heliotrope_server.servicers.switch import Switch
 
 
 class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
-    def __init__(self, engine: Engine, activation: Activation, served: ServedVersion) -> None:
+    def __init__(self, engine: Engine, activation: Activation, canary: Canary, switch: Switch) -> None:
         self._engine = engine
         self._activation = activation
-        self._served = served
+        self._canary = canary
+        self._switch = switch
         self._incarnation = uuid.uuid4().hex
 
     async def ExchangePopularity(
@@ -54,9 +56,20 @@ class PeerServicer(peer_pb2_grpc.PeerServiceServicer):
         await self._activation.prepare(request.snapshot_version)
         return pb.PrepareSnapshotResponse()
 
+    async def AbandonSnapshot(self, request: pb.AbandonSnapshotRequest, context: Any) -> pb.AbandonSnapshotResponse:
+        self._activation.abandon()
+        return pb.AbandonSnapshotResponse()
+
     async def CommitSnapshot(self, request: pb.CommitSnapshotRequest, context: Any) -> pb.CommitSnapshotResponse:
-        error = await self._activation.catch_up(self._served)
+        before = self._engine.catalogue.version
+        error = await self._activation.commit(request.snapshot_version)
+        if request.snapshot_version != before:
+            self._canary.begin(watched=request.watched)
         return pb.CommitSnapshotResponse(folded_migration_error=error)
+
+    async def WithdrawSnapshot(self, request: pb.WithdrawSnapshotRequest, context: Any) -> pb.WithdrawSnapshotResponse:
+        await self._switch.withdraw(request.snapshot_version, request.reason)
+        return pb.WithdrawSnapshotResponse()
 
     async def LearnExamples(self, request: pb.LearnExamplesRequest, context: Any) -> pb.LearnExamplesResponse:
         learning = self._engine.learning

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x94\x01\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\x12\x1a\n\x12\x63\x61talogue_sequence\x18\x06 \x01(\x03\"1\n\x18\x45xchangeResidualsRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x90\x01\n\x19\x45xchangeResidualsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x13\n\x0buser_counts\x18\x05 \x03(\r\x12\x0c\n\x04sums\x18\x06 \x01(\x0c\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"1\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"8\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\"L\n\x14LearnExamplesRequest\x12\x34\n\x06groups\x18\x01 \x03(\x0b\x32$.heliotrope.internal.v1.ExampleGroup\"\xa7\x01\n\x0c\x45xampleGroup\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x18\n\x10snapshot_version\x18\x02 \x01(\t\x12\x11\n\tinterests\x18\x03 \x03(\x02\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x01\x12\x0f\n\x07offsets\x18\x06 \x03(\x01\x12\x14\n\x0cpropensities\x18\x07 \x03(\x01\x12\x0f\n\x07rewards\x18\x08 \x03(\x01\"\x17\n\x15LearnExamplesResponse\"\x17\n\x15\x43\x61tchUpWeightsRequest\"\x18\n\x16\x43\x61tchUpWeightsResponse2\xb9\x06\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12x\n\x11\x45xchangeResiduals\x12\x30.heliotrope.internal.v1.ExchangeResidualsRequest\x1a\x31.heliotrope.internal.v1.ExchangeResidualsResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponse\x12l\n\rLearnExamples\x12,.heliotrope.internal.v1.LearnExamplesRequest\x1a-.heliotrope.internal.v1.LearnExamplesResponse\x12o\n\x0e\x43\x61tchUpWeights\x12-.heliotrope.internal.v1.CatchUpWeightsRequest\x1a..heliotrope.internal.v1.CatchUpWeightsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!heliotrope/internal/v1/peer.proto\x12\x16heliotrope.internal.v1\"2\n\x19\x45xchangePopularityRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x94\x01\n\x1a\x45xchangePopularityResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\x01\x12\x12\n\nlandmark_s\x18\x05 \x01(\x01\x12\x1a\n\x12\x63\x61talogue_sequence\x18\x06 \x01(\x03\"1\n\x18\x45xchangeResidualsRequest\x12\x15\n\rsince_version\x18\x01 \x01(\x03\"\x90\x01\n\x19\x45xchangeResidualsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x13\n\x0buser_counts\x18\x05 \x03(\r\x12\x0c\n\x04sums\x18\x06 \x01(\x0c\")\n\x15\x43\x61tchUpCatalogRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x18\n\x16\x43\x61tchUpCatalogResponse\"2\n\x16PrepareSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x19\n\x17PrepareSnapshotResponse\"B\n\x15\x43ommitSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12\x0f\n\x07watched\x18\x02 \x01(\x08\"8\n\x16\x43ommitSnapshotResponse\x12\x1e\n\x16\x66olded_migration_error\x18\x01 \x01(\x01\"\x18\n\x16\x41\x62\x61ndonSnapshotRequest\"\x19\n\x17\x41\x62\x61ndonSnapshotResponse\"C\n\x17WithdrawSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1a\n\x18WithdrawSnapshotResponse\"L\n\x14LearnExamplesRequest\x12\x34\n\x06groups\x18\x01 \x03(\x0b\x32$.heliotrope.internal.v1.ExampleGroup\"\xa7\x01\n\x0c\x45xampleGroup\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x18\n\x10snapshot_version\x18\x02 \x01(\t\x12\x11\n\tinterests\x18\x03 \x03(\x02\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x01\x12\x0f\n\x07offsets\x18\x06 \x03(\x01\x12\x14\n\x0cpropensities\x18\x07 \x03(\x01\x12\x0f\n\x07rewards\x18\x08 \x03(\x01\"\x17\n\x15LearnExamplesResponse\"\x17\n\x15\x43\x61tchUpWeightsRequest\"\x18\n\x16\x43\x61tchUpWeightsResponse2\xa4\x08\n\x0bPeerService\x12{\n\x12\x45xchangePopularity\x12\x31.heliotrope.internal.v1.ExchangePopularityRequest\x1a\x32.heliotrope.internal.v1.ExchangePopularityResponse\x12x\n\x11\x45xchangeResiduals\x12\x30.heliotrope.internal.v1.ExchangeResidualsRequest\x1a\x31.heliotrope.internal.v1.ExchangeResidualsResponse\x12o\n\x0e\x43\x61tchUpCatalog\x12-.heliotrope.internal.v1.CatchUpCatalogRequest\x1a..heliotrope.internal.v1.CatchUpCatalogResponse\x12r\n\x0fPrepareSnapshot\x12..heliotrope.internal.v1.PrepareSnapshotRequest\x1a/.heliotrope.internal.v1.PrepareSnapshotResponse\x12r\n\x0f\x41\x62\x61ndonSnapshot\x12..heliotrope.internal.v1.AbandonSnapshotRequest\x1a/.heliotrope.internal.v1.AbandonSnapshotResponse\x12o\n\x0e\x43ommitSnapshot\x12-.heliotrope.internal.v1.CommitSnapshotRequest\x1a..heliotrope.internal.v1.CommitSnapshotResponse\x12u\n\x10WithdrawSnapshot\x12/.heliotrope.internal.v1.WithdrawSnapshotRequest\x1a\x30.heliotrope.internal.v1.WithdrawSnapshotResponse\x12l\n\rLearnExamples\x12,.heliotrope.internal.v1.LearnExamplesRequest\x1a-.heliotrope.internal.v1.LearnExamplesResponse\x12o\n\x0e\x43\x61tchUpWeights\x12-.heliotrope.internal.v1.CatchUpWeightsRequest\x1a..heliotrope.internal.v1.CatchUpWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,19 +48,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=583
   _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=608
   _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=610
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=659
-  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_start=661
-  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=717
-  _globals['_LEARNEXAMPLESREQUEST']._serialized_start=719
-  _globals['_LEARNEXAMPLESREQUEST']._serialized_end=795
-  _globals['_EXAMPLEGROUP']._serialized_start=798
-  _globals['_EXAMPLEGROUP']._serialized_end=965
-  _globals['_LEARNEXAMPLESRESPONSE']._serialized_start=967
-  _globals['_LEARNEXAMPLESRESPONSE']._serialized_end=990
-  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_start=992
-  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_end=1015
-  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_start=1017
-  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_end=1041
-  _globals['_PEERSERVICE']._serialized_start=1044
-  _globals['_PEERSERVICE']._serialized_end=1869
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=676
+  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_start=678
+  _globals['_COMMITSNAPSHOTRESPONSE']._serialized_end=734
+  _globals['_ABANDONSNAPSHOTREQUEST']._serialized_start=736
+  _globals['_ABANDONSNAPSHOTREQUEST']._serialized_end=760
+  _globals['_ABANDONSNAPSHOTRESPONSE']._serialized_start=762
+  _globals['_ABANDONSNAPSHOTRESPONSE']._serialized_end=787
+  _globals['_WITHDRAWSNAPSHOTREQUEST']._serialized_start=789
+  _globals['_WITHDRAWSNAPSHOTREQUEST']._serialized_end=856
+  _globals['_WITHDRAWSNAPSHOTRESPONSE']._serialized_start=858
+  _globals['_WITHDRAWSNAPSHOTRESPONSE']._serialized_end=884
+  _globals['_LEARNEXAMPLESREQUEST']._serialized_start=886
+  _globals['_LEARNEXAMPLESREQUEST']._serialized_end=962
+  _globals['_EXAMPLEGROUP']._serialized_start=965
+  _globals['_EXAMPLEGROUP']._serialized_end=1132
+  _globals['_LEARNEXAMPLESRESPONSE']._serialized_start=1134
+  _globals['_LEARNEXAMPLESRESPONSE']._serialized_end=1157
+  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_start=1159
+  _globals['_CATCHUPWEIGHTSREQUEST']._serialized_end=1182
+  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_start=1184
+  _globals['_CATCHUPWEIGHTSRESPONSE']._serialized_end=1208
+  _globals['_PEERSERVICE']._serialized_start=1211
+  _globals['_PEERSERVICE']._serialized_end=2271
 # @@protoc_insertion_point(module_scope)

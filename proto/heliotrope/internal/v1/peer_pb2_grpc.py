@@ -55,10 +55,20 @@ class PeerServiceStub:
                 request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.PrepareSnapshotRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.PrepareSnapshotResponse.FromString,
                 _registered_method=True)
+        self.AbandonSnapshot = channel.unary_unary(
+                '/heliotrope.internal.v1.PeerService/AbandonSnapshot',
+                request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotResponse.FromString,
+                _registered_method=True)
         self.CommitSnapshot = channel.unary_unary(
                 '/heliotrope.internal.v1.PeerService/CommitSnapshot',
                 request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.FromString,
+                _registered_method=True)
+        self.WithdrawSnapshot = channel.unary_unary(
+                '/heliotrope.internal.v1.PeerService/WithdrawSnapshot',
+                request_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotResponse.FromString,
                 _registered_method=True)
         self.LearnExamples = channel.unary_unary(
                 '/heliotrope.internal.v1.PeerService/LearnExamples',
@@ -104,8 +114,22 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AbandonSnapshot(self, request, context):
+        """Lets go of what is loaded beside the active snapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CommitSnapshot(self, request, context):
-        """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared.
+        """Swaps to the prepared snapshot; a shard that has not prepared it, because it was restarted, does so first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawSnapshot(self, request, context):
+        """Asks the leader to go back, on every shard, from a snapshot that answers badly.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,10 +172,20 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.PrepareSnapshotRequest.FromString,
                     response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.PrepareSnapshotResponse.SerializeToString,
             ),
+            'AbandonSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbandonSnapshot,
+                    request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotRequest.FromString,
+                    response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotResponse.SerializeToString,
+            ),
             'CommitSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitSnapshot,
                     request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.FromString,
                     response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.SerializeToString,
+            ),
+            'WithdrawSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawSnapshot,
+                    request_deserializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotRequest.FromString,
+                    response_serializer=heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotResponse.SerializeToString,
             ),
             'LearnExamples': grpc.unary_unary_rpc_method_handler(
                     servicer.LearnExamples,
@@ -284,6 +318,33 @@ class PeerService:
             _registered_method=True)
 
     @staticmethod
+    def AbandonSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.internal.v1.PeerService/AbandonSnapshot',
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotRequest.SerializeToString,
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.AbandonSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CommitSnapshot(request,
             target,
             options=(),
@@ -300,6 +361,33 @@ class PeerService:
             '/heliotrope.internal.v1.PeerService/CommitSnapshot',
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotRequest.SerializeToString,
             heliotrope_dot_internal_dot_v1_dot_peer__pb2.CommitSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.internal.v1.PeerService/WithdrawSnapshot',
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotRequest.SerializeToString,
+            heliotrope_dot_internal_dot_v1_dot_peer__pb2.WithdrawSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

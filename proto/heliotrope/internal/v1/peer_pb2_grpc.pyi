@@ -41,8 +41,12 @@ class PeerServiceStub:
     """Tells that the catalogue log has grown; returns once this shard has applied it up to the given sequence number."""
     PrepareSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]
     """Loads a snapshot beside the active one."""
+    AbandonSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AbandonSnapshotRequest, _peer_pb2.AbandonSnapshotResponse]
+    """Lets go of what is loaded beside the active snapshot."""
     CommitSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]
-    """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
+    """Swaps to the prepared snapshot; a shard that has not prepared it, because it was restarted, does so first."""
+    WithdrawSnapshot: _grpc.UnaryUnaryMultiCallable[_peer_pb2.WithdrawSnapshotRequest, _peer_pb2.WithdrawSnapshotResponse]
+    """Asks the leader to go back, on every shard, from a snapshot that answers badly."""
     LearnExamples: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]
     """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
     CatchUpWeights: _grpc.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]
@@ -61,8 +65,12 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Tells that the catalogue log has grown; returns once this shard has applied it up to the given sequence number."""
     PrepareSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.PrepareSnapshotRequest, _peer_pb2.PrepareSnapshotResponse]  # type: ignore[assignment]
     """Loads a snapshot beside the active one."""
+    AbandonSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.AbandonSnapshotRequest, _peer_pb2.AbandonSnapshotResponse]  # type: ignore[assignment]
+    """Lets go of what is loaded beside the active snapshot."""
     CommitSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.CommitSnapshotRequest, _peer_pb2.CommitSnapshotResponse]  # type: ignore[assignment]
-    """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
+    """Swaps to the prepared snapshot; a shard that has not prepared it, because it was restarted, does so first."""
+    WithdrawSnapshot: _aio.UnaryUnaryMultiCallable[_peer_pb2.WithdrawSnapshotRequest, _peer_pb2.WithdrawSnapshotResponse]  # type: ignore[assignment]
+    """Asks the leader to go back, on every shard, from a snapshot that answers badly."""
     LearnExamples: _aio.UnaryUnaryMultiCallable[_peer_pb2.LearnExamplesRequest, _peer_pb2.LearnExamplesResponse]  # type: ignore[assignment]
     """Hands examples over to the shard that learns. They are sent again when the call fails, so some may count twice."""
     CatchUpWeights: _aio.UnaryUnaryMultiCallable[_peer_pb2.CatchUpWeightsRequest, _peer_pb2.CatchUpWeightsResponse]  # type: ignore[assignment]
@@ -104,12 +112,28 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads a snapshot beside the active one."""
 
     @_abc_1.abstractmethod
+    def AbandonSnapshot(
+        self,
+        request: _peer_pb2.AbandonSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.AbandonSnapshotResponse, _abc.Awaitable[_peer_pb2.AbandonSnapshotResponse]]:
+        """Lets go of what is loaded beside the active snapshot."""
+
+    @_abc_1.abstractmethod
     def CommitSnapshot(
         self,
         request: _peer_pb2.CommitSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.CommitSnapshotResponse, _abc.Awaitable[_peer_pb2.CommitSnapshotResponse]]:
-        """Swaps to the prepared snapshot, or loads it if the shard was restarted after it was prepared."""
+        """Swaps to the prepared snapshot; a shard that has not prepared it, because it was restarted, does so first."""
+
+    @_abc_1.abstractmethod
+    def WithdrawSnapshot(
+        self,
+        request: _peer_pb2.WithdrawSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.WithdrawSnapshotResponse, _abc.Awaitable[_peer_pb2.WithdrawSnapshotResponse]]:
+        """Asks the leader to go back, on every shard, from a snapshot that answers badly."""
 
     @_abc_1.abstractmethod
     def LearnExamples(
