@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_server.allowed_rows import AllowedRows, RowFilters
-from heliotrope_server.explanation import Contribution, explain
+from heliotrope_server.explanation import Explanations, explain
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.item_filter import ItemFilter
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
     probabilities: list[float]
     sources: list[int]
     propensities: list[float]
-    explanations: list[list[Contribution]]
+    explanations: Explanations | None
     snapshot_version: str
     profile_version: str
     rows: NDArray[np.int64]
@@ -140,6 +140,8 @@ class Answerer:
         self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
         self._stacked_matrices = matrices.reshape(-1, catalogue.dimension)
+        # (d, H d): x_i times it is A_h x_i for all horizons, in the precision of explanations.
+        self.towards = np.ascontiguousarray(self._stacked_matrices.T, dtype=np.float64)
         self._live: tuple[Any, Any, LiveView] | None = None
 
     @property
@@ -189,12 +191,10 @@ class Answerer:
             for place, one in zip(places, made, strict=True):
                 profile, begin, end = profiles[place], end, end + len(one.rows)
                 rows = all_rows[begin:end]
-                explanations: list[list[Contribution]] = []
+                explanations = None
                 if questions[place].explain:
                     freshness = {} if fresh is None else fresh.by_row
-                    explanations = explain(
-                        profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
-                    )
+                    explanations = explain(profile, catalogue, self.towards, one.rows, live, times[place], freshness)
                 answers[place] = Answer(
                     catalogue.item_ids.of(rows),
                     all_scores[begin:end],

@@ -166,6 +166,11 @@ class EventRing(Mapping[str, UserEvent]):
         """The ids of all items with an event."""
         return set(map(item_id_of, set(np.frombuffer(self._items(), dtype="<i4").tolist())))
 
+    def ids_at(self, places: Sequence[int]) -> list[str]:
+        """The ids of the events at some places."""
+        raws = self._raw_ids()
+        return [raws[place].decode() for place in places]
+
     def newest_us(self) -> int:
         """The time of the newest event in microseconds; 0 without events."""
         return max((time_us for _, time_us, _ in _RECORD.iter_unpack(self._records())), default=0)

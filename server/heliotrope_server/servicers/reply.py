@@ -7,8 +7,10 @@ the rest of a request. The .proto stays the contract: a test holds every reply t
 import struct
 from collections.abc import Iterable
 
-from heliotrope.v1 import recommendation_pb2 as pb
+import numpy as np
+
 from heliotrope_server.answerer import Answer
+from heliotrope_server.explanation import EVENT, Explanations
 
 # A tag is (field number << 3) | wire type; 0: varint, 1: eight bytes, 2: length and bytes.
 _DOUBLE = struct.Struct("<Bd").pack
@@ -17,6 +19,9 @@ _SCORE, _PROBABILITY, _SOURCE, _PROPENSITY = 0x11, 0x19, 0x20, 0x31
 _RECOMMENDATION, _RESULT, _RESPONSE = b"\x0a", b"\x0a", b"\x0a"
 _SMALL = tuple(bytes((number,)) for number in range(0x80))
 _FIGURE_BYTES = 20
+_EXPLANATION, _VALUE = b"\x2a", b"\x11"
+_KIND = tuple(b"\x08" + _SMALL[kind] for kind in range(16))
+_PLAIN_BYTES = 11  # a contribution without ids: its kind and its value
 # What stands before an id of so many bytes, where that and the figures still fit into a length of one byte.
 _HEADS = tuple(
     _RECOMMENDATION + _SMALL[2 + length + _FIGURE_BYTES] + b"\x0a" + _SMALL[length]
@@ -26,7 +31,7 @@ _HEADS = tuple(
 
 def encode_response(answer: Answer, timings: tuple[int, int] | None = None) -> bytes:
     """RecommendResponse; `timings` are (queue_ns, search_ns)."""
-    parts = [_explained(answer)] if answer.explanations else _recommendations(answer)
+    parts = _recommendations(answer)
     for tag, text in (
         (b"\x12", answer.request_id),
         (b"\x1a", answer.snapshot_version),
@@ -64,41 +69,50 @@ def varint(number: int) -> bytes:
 def _recommendations(answer: Answer) -> list[bytes]:
     parts: list[bytes] = []
     drawn = _drawn(answer)
+    explained = None if answer.explanations is None else _explained(answer.explanations)
     for place, (item_id, score, probability, source) in enumerate(
         zip(answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True)
     ):
         name = item_id.encode()
         figures = _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)
-        if len(name) < len(_HEADS) and not drawn:
+        if len(name) < len(_HEADS) and not drawn and explained is None:
             parts += (_HEADS[len(name)], name, figures)
             continue
+        if explained is not None:
+            figures += explained[place]
         if drawn:
             figures += _DOUBLE(_PROPENSITY, answer.propensities[place])
         parts.append(_field(_RECOMMENDATION, _field(b"\x0a", name) + figures))
     return parts
 
 
-def _explained(answer: Answer) -> bytes:
-    """The recommendations of an answer with explanations: rare, and many messages deep."""
-    response = pb.RecommendResponse()
-    drawn = _drawn(answer)
-    for place, contributions in enumerate(answer.explanations):
-        recommendation = response.recommendations.add(
-            item_id=answer.item_ids[place],
-            score=answer.scores[place],
-            probability=answer.probabilities[place],
-            source=answer.sources[place],
-        )
-        if drawn:
-            recommendation.propensity = answer.propensities[place]
-        for part in contributions:
-            recommendation.explanation.add(
-                kind=part.kind,
-                value=part.value,
-                event_id=part.event_id,
-                item_id=part.item_id,
-            )
-    return response.SerializeToString()
+def _explained(explanations: Explanations) -> list[bytes]:
+    """The field `explanation` of each recommendation: 100 contributions as messages would take longer than the search.
+
+    A contribution is its kind, its value, and for an event two ids that are the same for every item.
+    """
+    frames: dict[int, tuple[bytes, bytes]] = {}
+    for key, (event_id, item_id) in explanations.events.items():
+        ids = _field(b"\x1a", event_id.encode()) + _field(b"\x22", item_id.encode())
+        frames[key] = (_EXPLANATION + varint(_PLAIN_BYTES + len(ids)) + _KIND[EVENT] + _VALUE, ids)
+    count, kinds = len(explanations), explanations.kinds
+    # Without ids all contributions are of one size.
+    terms = np.empty((count, len(kinds), 2 + _PLAIN_BYTES), dtype=np.uint8)
+    heads = b"".join([_EXPLANATION + _SMALL[_PLAIN_BYTES] + _KIND[kind] + _VALUE for kind in kinds])
+    terms[:, :, :5] = np.frombuffer(heads, dtype=np.uint8).reshape(len(kinds), 5)
+    terms[:, :, 5:] = np.ascontiguousarray(explanations.terms, "<f8").view(np.uint8).reshape(count, len(kinds), 8)
+    standing, size = terms.tobytes(), terms[0].size if count else 0
+    named, shares = explanations.named.tolist(), explanations.shares.astype("<f8").tobytes()
+    fields, at = [], 0
+    for place in range(count):
+        parts = []
+        for key in named[place]:
+            head, ids = frames[key]
+            parts += (head, shares[at : at + 8], ids)
+            at += 8
+        parts.append(standing[place * size : (place + 1) * size])
+        fields.append(b"".join(parts))
+    return fields
 
 
 def _drawn(answer: Answer) -> bool:
