@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.allowed_rows import AllowedRows, RowFilters
 from heliotrope_server.explanation import Explanations, explain
 from heliotrope_server.freshness import Freshness, FreshView
@@ -75,6 +76,16 @@ class Answer(NamedTuple):
     request_id: str
 
 
+class Moment(NamedTuple):
+    """What one question is answered from at one time; `query.wanted` is the length of the list."""
+
+    question: Question
+    profile: Profile | None
+    query: Query
+    live: LiveView
+    fresh: FreshView | None
+
+
 class Answerer:
     """Reads profiles and popularity, changes neither. Belongs to the event loop of its shard."""
 
@@ -139,9 +150,9 @@ class Answerer:
         self.scoring_matrices = matrices
         self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
-        self._stacked_matrices = matrices.reshape(-1, catalogue.dimension)
+        self.stacked_matrices = matrices.reshape(-1, catalogue.dimension)
         # (d, H d): x_i times it is A_h x_i for all horizons, in the precision of explanations.
-        self.towards = np.ascontiguousarray(self._stacked_matrices.T, dtype=np.float64)
+        self.towards = np.ascontiguousarray(self.stacked_matrices.T, dtype=np.float64)
         self._live: tuple[Any, Any, LiveView] | None = None
 
     @property
@@ -158,14 +169,14 @@ class Answerer:
             if profile is not None and profile.segments:
                 self.segment_priors.renew(profile, at_s)
         interests = interest_batch(profiles, times, catalogue.prior, parameters)
-        vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
+        vectors = interests.reshape(len(questions), -1) @ self.stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
         plans = [self._plan(question, request_ids[place]) for place, question in enumerate(questions)]
         queries = [
             Query(
                 vectors[place],
                 question.wanted if (shape := plans[place]) is None else shape.asked,
-                self._excluded_rows(question, profiles[place]),
+                excluded_rows(question, profiles[place], catalogue),
                 self._suggestions(profiles[place]),
                 self._allowed(question, now_s),
             )
@@ -185,7 +196,7 @@ class Answerer:
             ]
             # One pass over the lists of all questions: NumPy's price is by call.
             scores = np.concatenate([one.scores for one in made]).astype(np.float64)
-            probabilities = _sigmoid(parameters.log_odds(scores)).tolist()
+            probabilities = probabilities_of(scores, parameters)
             all_scores, all_rows = scores.tolist(), np.concatenate([one.rows for one in made]).tolist()
             end = 0
             for place, one in zip(places, made, strict=True):
@@ -246,15 +257,31 @@ class Answerer:
         self.uncertified_count += not made.certified
         return _Made(made.rows, made.scores, _sources(made, source), _propensities(made))
 
-    def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
-        catalogue = self.catalogue
-        rows = _NO_ROWS
-        if profile is not None and not question.include_seen:
-            rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
-        if question.excluded_item_ids:
-            named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
-            rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
-        return rows
+    def moment(self, question: Question) -> Moment:
+        """All that a question with a `time_s` is answered from; of the live view the caller takes what it keeps."""
+        time_s = question.time_s
+        assert time_s is not None
+        profile = self._store.get(question.user_id, self.catalogue)
+        if profile is not None and profile.segments:
+            self.segment_priors.renew(profile, time_s)
+        query = Query(
+            query_vector(profile, time_s, self.catalogue, self.stacked_matrices),
+            question.wanted,
+            excluded_rows(question, profile, self.catalogue),
+            self._suggestions(profile),
+            self._allowed(question, time_s),
+        )
+        fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, time_s)
+        return Moment(question, profile, query, self._live_view(time_s, time_s), fresh)
+
+    def admits(self, asked: ItemFilter, row: int, time_s: float) -> bool:
+        """Whether a filter admits a row at a time."""
+        allowed = self._filters.allowed(asked, time_s)
+        return allowed is None or bool(allowed.contains(np.array([row]))[0])
+
+    def fresh_places(self, wanted: int) -> int:
+        """How many places of a list items may take that are there only for their boost."""
+        return wanted if self._freshness is None else self._freshness.places(wanted)
 
     def _allowed(self, question: Question, now_s: float) -> AllowedRows | None:
         """The rows that the filter admits. What is available "now" is as of the last tick: where windows open and close
@@ -311,10 +338,30 @@ class _Made(NamedTuple):
 _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
-def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-x)), exact in both tails; scipy's would have to be imported at every start."""
-    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
-    return probabilities
+def query_vector(
+    profile: Profile | None, time_s: float, catalogue: LiveCatalogue, stacked_matrices: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """q = sum_h v_h A_h of one user, (d,); `stacked_matrices` (H d, d)."""
+    interests = interest_batch([profile], [time_s], catalogue.prior, catalogue.parameters)
+    vector: NDArray[np.float32] = (interests.reshape(1, -1) @ stacked_matrices)[0]
+    return vector
+
+
+def excluded_rows(question: Question, profile: Profile | None, catalogue: LiveCatalogue) -> NDArray[np.int64]:
+    """Rows that a question leaves out: those the user has touched, unless it includes them, and those it names."""
+    rows = _NO_ROWS
+    if profile is not None and not question.include_seen:
+        rows = profile.seen_rows(catalogue.row_of, (catalogue.generation, catalogue.revision))
+    if question.excluded_item_ids:
+        named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
+        rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
+    return rows
+
+
+def probabilities_of(scores: NDArray[np.float64], parameters: Parameters) -> list[float]:
+    """1 / (1 + exp(-log-odds)) of scores (m,), exact in both tails. (SciPy's would be imported at every start.)"""
+    found: list[float] = np.exp(-np.logaddexp(0.0, -parameters.log_odds(scores))).tolist()
+    return found
 
 
 def _source(profile: Profile | None) -> int:

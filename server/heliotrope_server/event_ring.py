@@ -203,6 +203,11 @@ class EventRing(Mapping[str, UserEvent]):
         """Gives back the room that the columns keep for growing."""
         self._columns, self._ids = bytearray(self._columns), bytearray(self._ids)
 
+    def copy(self) -> "EventRing":
+        twin = EventRing(self.user_id)
+        twin._columns, twin._ids = bytearray(self._columns), bytearray(self._ids)
+        return twin
+
     def dump(self) -> tuple[bytes, list[str], bytes]:
         """What is stored: ids, item ids, and records; see `load`."""
         numbers = np.frombuffer(self._items(), dtype="<i4")

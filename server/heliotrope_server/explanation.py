@@ -169,7 +169,9 @@ def _event_shares(
 def _counting_place(columns: Columns, item_id: str) -> int:
     """The place of the event by which the user counts for an item; -1 where it is folded."""
     number = known_number(item_id)
-    places = np.flatnonzero(columns.counts & (columns.numbers == number)) if number is not None else ()
+    if number is None:
+        return -1
+    places = np.flatnonzero(columns.counts & (columns.numbers == number))
     return int(places[0]) if len(places) else -1
 
 

@@ -105,7 +105,7 @@ def _explained(explanations: Explanations) -> list[bytes]:
     named, shares = explanations.named.tolist(), explanations.shares.astype("<f8").tobytes()
     fields, at = [], 0
     for place in range(count):
-        parts = []
+        parts: list[bytes] = []
         for key in named[place]:
             head, ids = frames[key]
             parts += (head, shares[at : at + 8], ids)
