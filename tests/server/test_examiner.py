@@ -183,7 +183,7 @@ async def test_why_not_says_that_the_places_for_new_items_are_taken(tmp_path):
         # An item that is not new competes for what these leave: it lacks what it lacks to the last of the list.
         listed = found.answer.item_ids
         old = [item_id for item_id in (await whole_ranking(engine, Question("u", 10)))[0] if int(item_id[1:]) > 40]
-        (next_one,) = (await engine.explain(Question("u", 10), [[one for one in old if one not in listed][0]])).items
+        (next_one,) = (await engine.explain(Question("u", 10), [next(one for one in old if one not in listed)])).items
         assert kinds(next_one) == [absence.SCORE]
         assert next_one.absences[0].score_gap == pytest.approx(min(found.answer.scores) - next_one.score, abs=1e-5)
 
