@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.allowed_rows import AllowedRows, RowFilters
-from heliotrope_server.explanation import Explanations, explain
+from heliotrope_server.explanation import Asked, Explainer, Explanations
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.item_filter import ItemFilter
@@ -124,6 +124,7 @@ class Answerer:
         self._trending = None if catalogue.parameters.search is None else Trending(catalogue, self._popularity)
         self._lists = ListMaker(catalogue)
         self._filters = RowFilters(catalogue)
+        self.explainer = Explainer(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
         self._suggested = None if catalogue.parameters.neighbours is None else SuggestionCache(catalogue)
@@ -151,8 +152,6 @@ class Answerer:
         self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
         self.stacked_matrices = matrices.reshape(-1, catalogue.dimension)
-        # (d, H d): x_i times it is A_h x_i for all horizons, in the precision of explanations.
-        self.towards = np.ascontiguousarray(self.stacked_matrices.T, dtype=np.float64)
         self._live: tuple[Any, Any, LiveView] | None = None
 
     @property
@@ -198,21 +197,24 @@ class Answerer:
             scores = np.concatenate([one.scores for one in made]).astype(np.float64)
             probabilities = probabilities_of(scores, parameters)
             all_scores, all_rows = scores.tolist(), np.concatenate([one.rows for one in made]).tolist()
+            lists = [(place, one.rows) for place, one in zip(places, made, strict=True) if questions[place].explain]
+            explanations: dict[int, Explanations] = {}
+            if lists:
+                asked = [Asked(profiles[place], chosen, times[place]) for place, chosen in lists]
+                boosts = {} if fresh is None else fresh.by_row
+                explained = self.explainer.explain(asked, self.stacked_matrices, live, boosts)
+                explanations = {place: each for (place, _), each in zip(lists, explained, strict=True)}
             end = 0
             for place, one in zip(places, made, strict=True):
                 profile, begin, end = profiles[place], end, end + len(one.rows)
                 rows = all_rows[begin:end]
-                explanations = None
-                if questions[place].explain:
-                    freshness = {} if fresh is None else fresh.by_row
-                    explanations = explain(profile, catalogue, self.towards, one.rows, live, times[place], freshness)
                 answers[place] = Answer(
                     catalogue.item_ids.of(rows),
                     all_scores[begin:end],
                     probabilities[begin:end],
                     one.sources,
                     one.propensities,
-                    explanations,
+                    explanations.get(place),
                     catalogue.version,
                     self._clock.token(0 if profile is None else profile.lsn),
                     one.rows,

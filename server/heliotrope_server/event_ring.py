@@ -4,13 +4,14 @@ A profile of 20 events as tuples with their strings, in dicts, takes some 10 KB;
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from heliotrope_indexer.search import PackedEvents
 from heliotrope_server.event import UserEvent
 from heliotrope_server.item_numbers import item_id_of, item_ids_of, known_number, number_of
 
@@ -166,10 +167,15 @@ class EventRing(Mapping[str, UserEvent]):
         """The ids of all items with an event."""
         return set(map(item_id_of, set(np.frombuffer(self._items(), dtype="<i4").tolist())))
 
-    def ids_at(self, places: Sequence[int]) -> list[str]:
-        """The ids of the events at some places."""
-        raws = self._raw_ids()
-        return [raws[place].decode() for place in places]
+    def names(self, places: Iterable[int], starts: NDArray[np.int64]) -> dict[int, tuple[bytes, bytes]]:
+        """The ids of events and of their items by place; `starts` are where the ids of the events begin, by place."""
+        ids, columns, first = self._ids, self._columns, self._item_at(0)
+        named = {}
+        for place in places:
+            start = int(starts[place])
+            (number,) = _NUMBER.unpack_from(columns, first + place * _NUMBER.size)
+            named[place] = bytes(ids[start + 1 : start + 1 + ids[start]]), item_id_of(number).encode()
+        return named
 
     def newest_us(self) -> int:
         """The time of the newest event in microseconds; 0 without events."""
@@ -202,6 +208,10 @@ class EventRing(Mapping[str, UserEvent]):
     def trim(self) -> None:
         """Gives back the room that the columns keep for growing."""
         self._columns, self._ids = bytearray(self._columns), bytearray(self._ids)
+
+    def packed(self) -> PackedEvents:
+        """What the compiled explanation reads; of the ring itself, so to be dropped before the next event."""
+        return PackedEvents(len(self), self._columns, self._ids)
 
     def copy(self) -> "EventRing":
         twin = EventRing(self.user_id)

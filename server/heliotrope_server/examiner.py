@@ -14,7 +14,7 @@ from heliotrope_server.absence import Absence, Absences
 from heliotrope_server.answerer import Answer, Answerer, Question, probabilities_of
 from heliotrope_server.counterfactual import Without, question_without, without
 from heliotrope_server.errors import InvalidArgumentError, OverloadedError
-from heliotrope_server.explanation import Contribution, Explanations, explain
+from heliotrope_server.explanation import Asked, Contribution, Explanations
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.standing import Case, Standing, held, standings
@@ -103,15 +103,12 @@ class Examiner:
         live, fresh = moment.live, moment.fresh
         profile = None if moment.profile is None else moment.profile.copy()
         event_count = 0 if profile is None else len(profile.events)
-        explanations = explain(
-            moment.profile,
-            catalogue,
-            answerer.towards,
-            rows,
+        (explanations,) = answerer.explainer.explain(
+            [Asked(moment.profile, rows, time_s)],
+            stacked,
             live,
-            time_s,
             {} if fresh is None else fresh.by_row,
-            most_named=max(event_count, 1),
+            most_named=event_count,
         )
         absences = Absences(answerer, moment, answer)
         for row in rows.tolist():
@@ -123,7 +120,7 @@ class Examiner:
             # What was taken above is our own; others may go on between two events.
             await asyncio.sleep(0)
             assert profile is not None
-            twin = without(profile, explanations.events[key][0], catalogue)
+            twin = without(profile, explanations.ids(key)[0], catalogue)
             query = question_without(moment, twin.profile, catalogue, stacked)
             row = catalogue.rows.get(twin.item_id)
             boost = None if row is None or row >= size else self._boost(twin, row, live, time_s)
@@ -196,7 +193,7 @@ def _counterfactuals(
 ) -> list[list[Counterfactual]]:
     """Those of each item, in the order of its events."""
     found = {
-        (place, key): Counterfactual(*explanations.events[key], score, rank)
+        (place, key): Counterfactual(*explanations.ids(key), score, rank)
         for (key, places), standing in zip(lacking.items(), standings, strict=True)
         for place, score, rank in zip(places, standing.scores, standing.ranks, strict=True)
     }

@@ -10,18 +10,19 @@ its user counts for it: the newest positive one.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_server.event_ring import Columns
-from heliotrope_server.item_numbers import item_id_of, known_number
+from heliotrope_indexer.search import EventShares, Shares, Spoken, Strangers, kernel_problem
+from heliotrope_server.item_numbers import item_id_of
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.neighbours import said_of
 from heliotrope_server.profile import Profile
-from heliotrope_server.scoring import item_vectors
+from heliotrope_server.scoring import item_biases, item_vectors
 
 EVENT = 1
 FOLDED_EVENTS = 2
@@ -32,7 +33,7 @@ INTERCEPT = 6
 FRESHNESS = 7
 OTHER_EVENTS = 8
 
-NAMED_EVENTS = 5
+NAMED_EVENTS = 3
 """Events that are named with each recommendation, those of the largest shares; the others are summed."""
 
 
@@ -48,7 +49,7 @@ class Contribution(NamedTuple):
 class Explanations(Sequence[list[Contribution]]):
     """The contributions to the scores of k items, as columns: m named events for each, and s terms that all have.
 
-    `named` (k, m) are the events by their keys in `events` (event id, item id), the largest share first by absolute
+    `named` (k, m) are the events by their keys in `events` (ids of event and item), the largest share first by absolute
     value, and `shares` (k, m) what they add; `terms` (k, s) are what the kinds of `kinds` (s) add.
     """
 
@@ -56,7 +57,7 @@ class Explanations(Sequence[list[Contribution]]):
         self,
         named: NDArray[np.int64],
         shares: NDArray[np.float64],
-        events: Mapping[int, tuple[str, str]],
+        events: Mapping[int, tuple[bytes, bytes]],
         kinds: Sequence[int],
         terms: NDArray[np.float64],
     ) -> None:
@@ -64,6 +65,11 @@ class Explanations(Sequence[list[Contribution]]):
 
     def __len__(self) -> int:
         return len(self.terms)
+
+    def ids(self, key: int) -> tuple[str, str]:
+        """The ids of a named event and of its item."""
+        event_id, item_id = self.events[key]
+        return event_id.decode(), item_id.decode()
 
     @overload
     def __getitem__(self, place: int) -> list[Contribution]: ...
@@ -73,7 +79,7 @@ class Explanations(Sequence[list[Contribution]]):
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
         events = [
-            Contribution(EVENT, share, *self.events[event])
+            Contribution(EVENT, share, *self.ids(event))
             for event, share in zip(self.named[place].tolist(), self.shares[place].tolist(), strict=True)
         ]
         return events + [
@@ -81,112 +87,165 @@ class Explanations(Sequence[list[Contribution]]):
         ]
 
 
-def explain(
-    profile: Profile | None,
-    catalogue: LiveCatalogue,
-    towards: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    live: LiveView,
-    time_s: float,
-    freshness: Mapping[int, float],
-    most_named: int = NAMED_EVENTS,
-) -> Explanations:
-    """The contributions to the score of each row (k,).
+class Asked(NamedTuple):
+    """One user's list, rows (k,), as of a time."""
 
-    `towards` (d, H d) are the transposed A_h side by side, of the matrices that were scored with; `freshness` the
-    boosts of new items by row.
-    """
-    parameters = catalogue.parameters
-    horizons, dimension, count = parameters.horizons, catalogue.dimension, len(rows)
-    # A_h x_i for each horizon and item, (H, d, k).
-    aims = (item_vectors(catalogue, live, rows).astype(np.float64) @ towards).T.reshape(horizons, dimension, count)
-    kappas, prior = np.array(parameters.kappas), catalogue.prior
-    totals = kappas
-    kinds, terms = [], []
-    named, shares = np.empty((count, 0), dtype=np.int64), np.empty((count, 0))
-    events: dict[int, tuple[str, str]] = {}
-    if profile is not None:
-        prior = profile.prior
-        read_s = profile.read_time_s(time_s)
-        totals = kappas + np.array(profile.total.masses_at(read_s, parameters.half_lives_s))
-        columns = profile.events.columns()
-        all_shares = _event_shares(columns, catalogue, read_s, totals, aims)  # (E, k)
-        folded = None
-        if profile.folded is not None:
-            folded = np.einsum(
-                "hd,hdk->k", profile.folded.sums_at(read_s, parameters.half_lives_s) / totals[:, None], aims
+    profile: Profile | None
+    rows: NDArray[np.int64]
+    time_s: float
+
+
+class Explainer:
+    """Belongs to one LiveCatalogue, and to the event loop of its shard."""
+
+    def __init__(self, catalogue: LiveCatalogue, *, compiled: bool | None = None) -> None:
+        """`compiled` None: where there is a kernel."""
+        parameters, gains = catalogue.parameters, catalogue.gains
+        self._catalogue = catalogue
+        self._kappas = np.array(parameters.kappas)
+        self._half_lives_s = np.array(parameters.half_lives_s)
+        self._kernel: EventShares | None = None
+        if kernel_problem() is None if compiled is None else compiled:
+            self._kernel = EventShares(
+                catalogue.base_vectors,
+                parameters.half_lives_s,
+                parameters.kappas,
+                gains.weight_array,
+                gains.center_array,
+                gains.limit,
             )
-        for item_id, said in said_of(profile, catalogue, rows).items():
-            place = _counting_place(columns, item_id)
+
+    def explain(
+        self,
+        asked: Sequence[Asked],
+        stacked_matrices: NDArray[np.float32],
+        live: LiveView,
+        freshness: Mapping[int, float],
+        most_named: int = NAMED_EVENTS,
+    ) -> list[Explanations]:
+        """The contributions to the score of each row.
+
+        `stacked_matrices` (H d, d) are those that were scored with; `freshness` are the boosts of new items by row.
+        """
+        catalogue, intercept = self._catalogue, self._catalogue.parameters.intercept
+        rows = np.concatenate([one.rows for one in asked]) if len(asked) > 1 else asked[0].rows
+        # A_h x_i for all horizons, (k, H d) of all lists together.
+        aims = item_vectors(catalogue, live, rows) @ stacked_matrices.T
+        biases, boosts = item_biases(catalogue, live, rows), live.boosts[rows]
+        explained, end = [], 0
+        for profile, own, time_s in asked:
+            begin, end = end, end + len(own)
+            own_aims = aims[begin:end]
+            kinds, events = [PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT], {}
+            others, folded, fresh = None, None, None
+            if profile is None:
+                lead = np.tile(catalogue.prior, len(self._kappas))
+                prior = own_aims @ lead
+                named, shares = np.empty((len(own), 0), dtype=np.int64), np.empty((len(own), 0))
+            else:
+                found, said_folded = self._shares(profile, own, own_aims, time_s, most_named)
+                named, shares, prior = found.places, found.shares, found.prior
+                events = profile.events.names(set(named.ravel().tolist()), found.starts)
+                if found.adding > named.shape[1]:
+                    kinds.append(OTHER_EVENTS)
+                    others = found.all - shares.sum(axis=1)
+                if profile.folded is not None or said_folded is not None:
+                    kinds.append(FOLDED_EVENTS)
+                    folded = found.folded if said_folded is None else found.folded + said_folded
+            if freshness and any(added := [freshness.get(row, 0.0) for row in own.tolist()]):
+                kinds.append(FRESHNESS)
+                fresh = added
+            terms = np.empty((len(own), len(kinds)))
+            terms[:, 0], terms[:, 1], terms[:, 2] = prior, biases[begin:end], boosts[begin:end]
+            terms[:, 3] = intercept
+            for column, values in enumerate((one for one in (others, folded, fresh) if one is not None), 4):
+                terms[:, column] = values
+            explained.append(Explanations(named, shares, events, kinds, terms))
+        return explained
+
+    def _shares(
+        self, profile: Profile, rows: NDArray[np.int64], aims: NDArray[np.float32], time_s: float, most: int
+    ) -> tuple[Shares, NDArray[np.float64] | None]:
+        """The shares, and what folded events say of the rows (k,) beside, None for nothing."""
+        half_lives_s = self._catalogue.parameters.half_lives_s
+        read_s = profile.read_time_s(time_s)
+        totals = self._kappas + profile.total.masses_at(read_s, half_lives_s)
+        folded = None if profile.folded is None else profile.folded.sums_at(read_s, half_lives_s)
+        spoken, said_folded = self._spoken(profile, rows)
+        prior = np.ascontiguousarray(profile.prior, dtype=np.float32)
+        if self._kernel is None:
+            return self._plain(profile, aims, read_s, totals, prior, folded, most, spoken), said_folded
+        events, table = profile.events.packed(), self._catalogue.row_table()
+        found = self._kernel.of(events, table, aims, read_s, totals, prior, folded, most, spoken=spoken)
+        if found.unknown and (strangers := self._strangers(profile, table)) is not None:
+            found = self._kernel.of(
+                events, table, aims, read_s, totals, prior, folded, most, strangers=strangers, spoken=spoken
+            )
+        return found, said_folded
+
+    def _spoken(self, profile: Profile, rows: NDArray[np.int64]) -> tuple[Spoken | None, NDArray[np.float64] | None]:
+        """What the user's liked items say of rows (k,), by the events that count for them, and by folded ones."""
+        by_place, folded = {}, None
+        for item_id, said in said_of(profile, self._catalogue, rows).items():
+            place = profile.events.counting_place(item_id)
             if place >= 0:
-                all_shares[place] += said
+                by_place[place] = said
             else:
                 folded = said if folded is None else folded + said
-        named, shares = _largest(all_shares, most_named)
-        used = sorted(set(named.ravel().tolist()))
-        numbers = columns.numbers[used].tolist()
-        events = {
-            place: (event_id, item_id_of(number))
-            for place, event_id, number in zip(used, profile.events.ids_at(used), numbers, strict=True)
-        }
-        if len(all_shares) > named.shape[1]:
-            kinds.append(OTHER_EVENTS)
-            terms.append(all_shares.sum(axis=0) - shares.sum(axis=1))
-        if folded is not None:
-            kinds.append(FOLDED_EVENTS)
-            terms.append(folded)
-    kinds += [PRIOR, ITEM_BIAS, LIVE_POPULARITY]
-    terms += [
-        np.einsum("h,d,hdk->k", kappas / totals, prior.astype(np.float64), aims),
-        np.array([catalogue.bias(row) for row in rows.tolist()]),
-        live.boosts[rows].astype(np.float64),
-    ]
-    boosts = [freshness.get(row, 0.0) for row in rows.tolist()] if freshness else []
-    if any(boosts):
-        kinds.append(FRESHNESS)
-        terms.append(np.array(boosts))
-    kinds.append(INTERCEPT)
-    terms.append(np.full(count, parameters.intercept))
-    return Explanations(named, shares, events, kinds, np.stack(terms, axis=1))
+        if not by_place:
+            return None, folded
+        places = sorted(by_place)
+        return Spoken(np.array(places), np.array([by_place[place] for place in places])), folded
 
+    def _strangers(self, profile: Profile, table: NDArray[np.int32]) -> Strangers | None:
+        """The items of a profile that are not in the snapshot but have a vector."""
+        numbers = profile.events.columns().numbers
+        missing = np.unique(numbers[table[numbers] < 0])
+        found = [
+            (number, vector)
+            for number in missing.tolist()
+            if (vector := self._catalogue.vector(item_id_of(number))) is not None
+        ]
+        if not found:
+            return None
+        return Strangers(
+            np.array([number for number, _ in found], dtype=np.int32), np.stack([each for _, each in found])
+        )
 
-def _event_shares(
-    columns: Columns,
-    catalogue: LiveCatalogue,
-    read_s: float,
-    totals: NDArray[np.float64],
-    aims: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """What each event adds to the scores of k items by taste, (E, k); 0 for one that counts for nothing."""
-    vectors, known = catalogue.vectors(columns.numbers)
-    gains = catalogue.gains.many(columns.kinds, columns.values) * known
-    ages = (columns.times_us / 1e6 - read_s) / np.array(catalogue.parameters.half_lives_s)[:, None]
-    weights = gains * np.exp2(ages) / totals[:, None]  # (H, E)
-    shares: NDArray[np.float64] = (weights[:, :, None] * (vectors.astype(np.float64) @ aims)).sum(axis=0)
-    return shares
-
-
-def _counting_place(columns: Columns, item_id: str) -> int:
-    """The place of the event by which the user counts for an item; -1 where it is folded."""
-    number = known_number(item_id)
-    if number is None:
-        return -1
-    places = np.flatnonzero(columns.counts & (columns.numbers == number))
-    return int(places[0]) if len(places) else -1
-
-
-def _largest(shares: NDArray[np.float64], most: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each item the places of its `most` largest shares by absolute value, largest first, and the shares: (k, m).
-
-    Of shares (E, k); events that add nothing to any item are passed over.
-    """
-    adding = np.flatnonzero(shares.any(axis=1))
-    weights = -np.abs(shares[adding].T)
-    if most < len(adding):
-        places = np.argpartition(weights, most, axis=1)[:, :most]
-        order = np.argsort(np.take_along_axis(weights, places, axis=1), axis=1, kind="stable")
-        places = np.take_along_axis(places, order, axis=1)
-    else:
-        places = np.argsort(weights, axis=1, kind="stable")
-    named = adding[places]
-    return named, np.take_along_axis(shares.T, named, axis=1)
+    def _plain(
+        self,
+        profile: Profile,
+        aims: NDArray[np.float32],
+        read_s: float,
+        totals: NDArray[np.float64],
+        prior: NDArray[np.float32],
+        folded: NDArray[np.float64] | None,
+        most: int,
+        spoken: Spoken | None,
+    ) -> Shares:
+        """What the kernel finds, where there is none."""
+        catalogue, columns = self._catalogue, profile.events.columns()
+        by_horizon = aims.astype(np.float64).reshape(len(aims), len(totals), -1)  # (k, H, d)
+        vectors, known = catalogue.vectors(columns.numbers)
+        gains = catalogue.gains.many(columns.kinds, columns.values) * known
+        ages = (columns.times_us / 1e6 - read_s) / self._half_lives_s[:, None]
+        scales = gains * np.exp2(ages) / totals[:, None]  # (H, E)
+        shares = np.einsum("he,ed,khd->ke", scales, vectors.astype(np.float64), by_horizon)
+        adds = scales.any(axis=0)
+        if spoken is not None:
+            shares[:, spoken.places] += spoken.shares.T
+            adds[spoken.places] = True
+        adding = np.flatnonzero(adds)
+        order = np.argsort(-np.abs(shares[:, adding]), axis=1, kind="stable")[:, :most]
+        lead = (self._kappas / totals)[:, None] * prior
+        lengths = [1 + len(event_id.encode()) for event_id in profile.events]
+        return Shares(
+            adding[order],
+            np.take_along_axis(shares, adding[order], axis=1),
+            shares.sum(axis=1),
+            np.einsum("hd,khd->k", lead, by_horizon),
+            np.zeros(len(aims)) if folded is None else np.einsum("hd,khd->k", folded / totals[:, None], by_horizon),
+            np.array([0, *accumulate(lengths)], dtype=np.int64),
+            len(adding),
+            int(np.count_nonzero(~known)),
+        )

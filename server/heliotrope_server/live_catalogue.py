@@ -20,7 +20,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
-from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.item_numbers import ids_from, item_id_of, numbered
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,11 @@ class LiveCatalogue:
             known[place] = vector is not None
             vectors[place] = 0.0 if vector is None else vector
         return vectors, known
+
+    def row_table(self) -> NDArray[np.int32]:
+        """Rows in the snapshot by item number, -1 for none: for every number that was given until now."""
+        self._number_rows()
+        return self._base_rows
 
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
@@ -289,6 +294,8 @@ class LiveCatalogue:
 
     def _number_rows(self) -> None:
         """Looks up the items that were numbered since the last time."""
+        if self._numbered == numbered():
+            return
         row_of = self.snapshot.row_of
         rows = [-1 if (row := row_of(item_id)) is None else row for item_id in ids_from(self._numbered)]
         end = self._numbered + len(rows)

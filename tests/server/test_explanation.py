@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heliotrope_indexer.search import kernel_problem
+from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.explanation import (
     EVENT,
@@ -17,8 +19,10 @@ from heliotrope_server.explanation import (
     LIVE_POPULARITY,
     OTHER_EVENTS,
     PRIOR,
-    explain,
+    Asked,
+    Explainer,
 )
+from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.live_view import live_view
 from heliotrope_server.profile import Profile
 from tests.server import worlds
@@ -40,7 +44,13 @@ HAPPENINGS = st.lists(
 
 class World(NamedTuple):
     served: object
-    towards: np.ndarray
+    explainers: dict[bool, Explainer]
+    """By whether it is compiled."""
+
+    def explain(self, compiled, profile, rows, live, freshness, most_named=3):
+        matrices = self.served.snapshot.scoring_matrices.reshape(-1, DIMENSION)
+        asked = Asked(profile, rows, NOW_S)
+        return self.explainers[compiled].explain([asked], matrices, live, freshness, most_named)[0]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +58,12 @@ def world(tmp_path_factory) -> World:
     served = worlds.catalogue(
         tmp_path_factory.mktemp("explained"), items=ITEMS, dimension=DIMENSION, neighbour_weight=0.8, vector_scale=0.5
     )
-    matrices = served.snapshot.scoring_matrices.astype(np.float64)
-    return World(served, matrices.reshape(-1, DIMENSION).T.copy())
+    pooled = np.linspace(-1.0, 1.0, DIMENSION, dtype=np.float32)
+    # An item that the snapshot does not hold, and one that was replaced.
+    for number, bias in ((ITEMS + 2, 0.3), (5, -0.2)):
+        served.upsert(DeltaItem(CatalogItem(f"i{number}", "new"), pooled, pooled, bias, served.version, "none"))
+    ways = (False, True) if kernel_problem() is None else (False,)
+    return World(served, {compiled: Explainer(served, compiled=compiled) for compiled in ways})
 
 
 def events_of(happenings) -> list[UserEvent]:
@@ -101,10 +115,11 @@ def said(events, served, row) -> dict[str, float]:
             newest[event.item_id] = event
     speaking = sorted(newest.values(), key=lambda event: (event.time_us, event.item_id), reverse=True)
     found, table = {}, served.snapshot.neighbours
+    target = served.snapshot.row_of(served.item_ids[row])
     for event in speaking[: worlds.NEIGHBOUR_ITEMS]:
         source = served.snapshot.row_of(event.item_id)
         if source is not None:
-            strengths = table.strengths[source][table.rows[source] == row]
+            strengths = table.strengths[source][table.rows[source] == target]
             found[event.event_id] = served.parameters.neighbours.weight * float(strengths.sum())
     return found
 
@@ -119,7 +134,13 @@ def test_every_contribution_is_what_it_says_and_together_they_are_the_score(worl
     counts = rng.exponential(3.0, served.size) * (rng.random(served.size) < 0.3)
     live, rows = live_view(served, counts), rng.choice(served.size, 12, replace=False)
     freshness = {int(rows[0]): 0.25}
-    explained = explain(profile, served, world.towards, rows, live, NOW_S, freshness, most_named)
+    for compiled in world.explainers:
+        explained = world.explain(compiled, profile, rows, live, freshness, most_named)
+        check(world, events, in_ring, rows, counts, freshness, explained, most_named)
+
+
+def check(world, events, in_ring, rows, counts, freshness, explained, most_named):
+    served = world.served
     v = worlds.naive_interest_vectors(events, served, NOW_S)
     for row, parts in zip(rows.tolist(), explained, strict=True):
         spoken = said(events, served, row)
@@ -158,5 +179,6 @@ def test_every_contribution_is_what_it_says_and_together_they_are_the_score(worl
 
 def test_of_a_stranger_there_is_the_prior_and_what_the_item_is(world):
     live = live_view(world.served, np.zeros(world.served.size))
-    (parts,) = explain(None, world.served, world.towards, np.array([3]), live, NOW_S, {})
-    assert [part.kind for part in parts] == [PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT]
+    for compiled in world.explainers:
+        (parts,) = world.explain(compiled, None, np.array([3]), live, {})
+        assert [part.kind for part in parts] == [PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT]

@@ -12,7 +12,7 @@ from heliotrope_server.servicers.reply import encode_batch, encode_response, out
 NUMBERS = st.floats(allow_nan=False)
 NAMES = st.text(min_size=1, max_size=60) | st.text(min_size=100, max_size=256)
 ITEMS = st.tuples(NAMES, NUMBERS, st.floats(0.0, 1.0), st.integers(1, 6))
-EVENTS = st.dictionaries(st.integers(0, 600), st.tuples(NAMES, NAMES), max_size=8)
+EVENTS = st.dictionaries(st.integers(0, 600), st.tuples(NAMES.map(str.encode), NAMES.map(str.encode)), max_size=8)
 
 
 @st.composite

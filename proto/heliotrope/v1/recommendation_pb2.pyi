@@ -354,7 +354,7 @@ class Recommendation(_message.Message):
     """
     @_builtins.property
     def explanation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
-        """Where the score comes from; empty unless asked for: the five events with the largest shares, the largest first,
+        """Where the score comes from; empty unless asked for: the three events with the largest shares, the largest first,
         then the other events as one, then the rest. The values sum to `score` up to float rounding.
         """
 

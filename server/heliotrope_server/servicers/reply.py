@@ -22,6 +22,10 @@ _FIGURE_BYTES = 20
 _EXPLANATION, _VALUE = b"\x2a", b"\x11"
 _KIND = tuple(b"\x08" + _SMALL[kind] for kind in range(16))
 _PLAIN_BYTES = 11  # a contribution without ids: its kind and its value
+# What stands before the value of an event whose ids take so many bytes.
+_EVENT_HEADS = tuple(
+    _EXPLANATION + _SMALL[_PLAIN_BYTES + length] + _KIND[EVENT] + _VALUE for length in range(0x80 - _PLAIN_BYTES)
+)
 # What stands before an id of so many bytes, where that and the figures still fit into a length of one byte.
 _HEADS = tuple(
     _RECOMMENDATION + _SMALL[2 + length + _FIGURE_BYTES] + b"\x0a" + _SMALL[length]
@@ -93,8 +97,13 @@ def _explained(explanations: Explanations) -> list[bytes]:
     """
     frames: dict[int, tuple[bytes, bytes]] = {}
     for key, (event_id, item_id) in explanations.events.items():
-        ids = _field(b"\x1a", event_id.encode()) + _field(b"\x22", item_id.encode())
-        frames[key] = (_EXPLANATION + varint(_PLAIN_BYTES + len(ids)) + _KIND[EVENT] + _VALUE, ids)
+        # Ids longer than 127 bytes are rare: most lengths are one byte, looked up.
+        if len(event_id) + len(item_id) < 0x80 - _PLAIN_BYTES - 4:
+            ids = b"\x1a" + _SMALL[len(event_id)] + event_id + b"\x22" + _SMALL[len(item_id)] + item_id
+            frames[key] = (_EVENT_HEADS[len(ids)], ids)
+        else:
+            ids = _field(b"\x1a", event_id) + _field(b"\x22", item_id)
+            frames[key] = (_EXPLANATION + varint(_PLAIN_BYTES + len(ids)) + _KIND[EVENT] + _VALUE, ids)
     count, kinds = len(explanations), explanations.kinds
     # Without ids all contributions are of one size.
     terms = np.empty((count, len(kinds), 2 + _PLAIN_BYTES), dtype=np.uint8)

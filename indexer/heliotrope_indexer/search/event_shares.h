@@ -1,0 +1,147 @@
+/* What each event of a user adds to the scores of some items by taste: see event_shares.py, which calls it.
+ *
+ *     share(event, item) = sum over h of gain * 2^((time - read) / half_life_h) / total_h * x_event . aim_(item, h)
+ *
+ * Only the largest shares of each item are kept one by one. Included by kernel.c.
+ */
+
+enum { RECORD = 17, KINDS = 0x80 };
+
+typedef struct {
+    int64_t d, horizons;
+    const float *vectors;      /* (n, d) */
+    const double *half_lives;  /* (horizons,) in seconds */
+    const double *kappas;      /* (horizons,) */
+    const double *weights, *centers; /* (KINDS,) a gain is weight * (value - center), bounded by the limit */
+    double limit;
+    int64_t events;
+    const char *numbers;       /* (events,) int32: the number of an event's item; not aligned */
+    const char *records;       /* (events,) of RECORD bytes: value, time in us, kind with a bit that does not matter */
+    const char *ids;           /* (events,) event ids, each behind a byte for its length */
+    const int32_t *rows;       /* row of an item by its number, -1 for one without */
+    int64_t strangers;         /* items without a row: */
+    const int32_t *stranger_numbers; /* (strangers,) */
+    const float *stranger_vectors;   /* (strangers, d) */
+    int64_t spoken;            /* events that add something beside taste: */
+    const int64_t *spoken_places;    /* (spoken,) ascending */
+    const double *spoken_shares;     /* (spoken, items) */
+    double read_s;
+    const double *totals;      /* (horizons,) kappa + mass */
+    const float *prior;        /* (d,) */
+    const double *folded;      /* (horizons, d) sum as of read_s, or NULL */
+    int64_t items;
+    const float *aims;         /* (items, horizons * d) */
+    double *scales;            /* (events * horizons,) to work in */
+    int64_t named;             /* how many shares are kept at most; afterwards, how many are */
+    int64_t unknown;           /* afterwards: events on items of which there is no vector */
+    int64_t adding;            /* afterwards: events that add something */
+    int64_t *starts;           /* (events,) afterwards: where their ids begin */
+    int64_t *places;           /* (items, named) the events, the largest share first by absolute value */
+    double *shares;            /* (items, named) */
+    double *all, *by_prior, *by_folded; /* (items,) */
+} share_job;
+
+INLINE double dot_double(const double *a, const float *x, int64_t d) {
+    double total = 0.0;
+    for (int64_t i = 0; i < d; i++) total += a[i] * x[i];
+    return total;
+}
+
+INLINE float dot_float(const float *a, const float *x, int64_t d) {
+    lanes even = {0}, odd = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= d; i += 2 * LANES) {
+        even += load(a + i) * load(x + i);
+        odd += load(a + i + LANES) * load(x + i + LANES);
+    }
+    float total = sum(even + odd);
+    for (; i < d; i++) total += a[i] * x[i];
+    return total;
+}
+
+static const float *vector_of(const share_job *job, int64_t event) {
+    int32_t number;
+    memcpy(&number, job->numbers + 4 * event, 4);
+    int32_t row = job->rows[number];
+    if (row >= 0) return job->vectors + (int64_t)row * job->d;
+    for (int64_t i = 0; i < job->strangers; i++)
+        if (job->stranger_numbers[i] == number) return job->stranger_vectors + i * job->d;
+    return NULL;
+}
+
+/* Fills `scales` with what x_event is multiplied by for each horizon; returns whether any of them is not 0. */
+static int scale(const share_job *job, int64_t event, double *scales) {
+    double value;
+    int64_t time_us;
+    const char *record = job->records + RECORD * event;
+    memcpy(&value, record, 8);
+    memcpy(&time_us, record + 8, 8);
+    int kind = (uint8_t)record[16] & (KINDS - 1), any = 0;
+    double gain = job->weights[kind] * (value - job->centers[kind]);
+    if (gain > job->limit) gain = job->limit;
+    if (gain < -job->limit) gain = -job->limit;
+    for (int64_t h = 0; h < job->horizons; h++) {
+        scales[h] = gain ? gain * exp2((time_us / 1e6 - job->read_s) / job->half_lives[h]) / job->totals[h] : 0.0;
+        any |= scales[h] != 0.0;
+    }
+    return any;
+}
+
+/* Among equal ones the event with the smaller place stays first. */
+INLINE void keep(int64_t *places, double *shares, int64_t size, int64_t named, int64_t event, double share) {
+    int64_t at = size < named ? size : named - 1;
+    if (size == named && fabs(share) <= fabs(shares[at])) return;
+    for (; at > 0 && fabs(share) > fabs(shares[at - 1]); at--) {
+        shares[at] = shares[at - 1];
+        places[at] = places[at - 1];
+    }
+    shares[at] = share;
+    places[at] = event;
+}
+
+KERNEL void heliotrope_event_shares(share_job *job) {
+    int64_t d = job->d, horizons = job->horizons, width = d * horizons, items = job->items;
+    int64_t adding = 0, spoken = 0, start = 0;
+    job->unknown = 0;
+    for (int64_t e = 0; e < job->events; e++) {
+        job->starts[e] = start;
+        start += 1 + (uint8_t)job->ids[start];
+        const float *x = vector_of(job, e);
+        int adds = x != NULL && scale(job, e, job->scales + e * horizons);
+        job->unknown += x == NULL;
+        if (!adds) for (int64_t h = 0; h < horizons; h++) job->scales[e * horizons + h] = 0.0;
+        int speaks = spoken < job->spoken && job->spoken_places[spoken] == e;
+        spoken += speaks;
+        adding += adds || speaks;
+    }
+    job->adding = adding;
+    int64_t named = job->named < adding ? job->named : adding, size = 0;
+    job->named = named;
+    for (int64_t i = 0; i < items; i++) {
+        const float *aims = job->aims + i * width;
+        double by_prior = 0.0, by_folded = 0.0;
+        for (int64_t h = 0; h < horizons; h++) {
+            by_prior += job->kappas[h] / job->totals[h] * dot_float(aims + h * d, job->prior, d);
+            if (job->folded) by_folded += dot_double(job->folded + h * d, aims + h * d, d) / job->totals[h];
+        }
+        job->by_prior[i] = by_prior, job->by_folded[i] = by_folded, job->all[i] = 0.0;
+    }
+    spoken = 0;
+    for (int64_t e = 0; e < job->events; e++) {
+        const double *scales = job->scales + e * horizons;
+        const double *said = NULL;
+        if (spoken < job->spoken && job->spoken_places[spoken] == e) said = job->spoken_shares + spoken++ * items;
+        int adds = 0;
+        for (int64_t h = 0; h < horizons; h++) adds |= scales[h] != 0.0;
+        if (!adds && !said) continue;
+        const float *x = adds ? vector_of(job, e) : NULL;
+        for (int64_t i = 0; i < items; i++) {
+            double share = said ? said[i] : 0.0;
+            for (int64_t h = 0; adds && h < horizons; h++)
+                share += scales[h] * dot_float(job->aims + i * width + h * d, x, d);
+            job->all[i] += share;
+            if (named) keep(job->places + i * named, job->shares + i * named, size, named, e, share);
+        }
+        size += size < named;
+    }
+}
