@@ -4,7 +4,7 @@ A profile of 20 events as tuples with their strings, in dicts, takes some 10 KB;
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -167,12 +167,11 @@ class EventRing(Mapping[str, UserEvent]):
         """The ids of all items with an event."""
         return set(map(item_id_of, set(np.frombuffer(self._items(), dtype="<i4").tolist())))
 
-    def names(self, places: Iterable[int], starts: NDArray[np.int64]) -> dict[int, tuple[bytes, bytes]]:
+    def names(self, places: Sequence[int], starts: NDArray[np.int64]) -> dict[int, tuple[bytes, bytes]]:
         """The ids of events and of their items by place; `starts` are where the ids of the events begin, by place."""
         ids, columns, first = self._ids, self._columns, self._item_at(0)
         named = {}
-        for place in places:
-            start = int(starts[place])
+        for place, start in zip(places, starts.take(places).tolist(), strict=True):
             (number,) = _NUMBER.unpack_from(columns, first + place * _NUMBER.size)
             named[place] = bytes(ids[start + 1 : start + 1 + ids[start]]), item_id_of(number).encode()
         return named

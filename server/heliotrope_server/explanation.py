@@ -145,10 +145,11 @@ class Explainer:
             else:
                 found, said_folded = self._shares(profile, own, own_aims, time_s, most_named)
                 named, shares, prior = found.places, found.shares, found.prior
-                events = profile.events.names(set(named.ravel().tolist()), found.starts)
+                if named.size:
+                    events = profile.events.names(list(set(named.ravel().tolist())), found.starts)
                 if found.adding > named.shape[1]:
                     kinds.append(OTHER_EVENTS)
-                    others = found.all - shares.sum(axis=1)
+                    others = found.others
                 if profile.folded is not None or said_folded is not None:
                     kinds.append(FOLDED_EVENTS)
                     folded = found.folded if said_folded is None else found.folded + said_folded
@@ -169,12 +170,13 @@ class Explainer:
         """The shares, and what folded events say of the rows (k,) beside, None for nothing."""
         half_lives_s = self._catalogue.parameters.half_lives_s
         read_s = profile.read_time_s(time_s)
-        totals = self._kappas + profile.total.masses_at(read_s, half_lives_s)
+        masses = profile.total.masses_at(read_s, half_lives_s)
+        totals = [kappa + mass for kappa, mass in zip(self._catalogue.parameters.kappas, masses, strict=True)]
         folded = None if profile.folded is None else profile.folded.sums_at(read_s, half_lives_s)
         spoken, said_folded = self._spoken(profile, rows)
-        prior = np.ascontiguousarray(profile.prior, dtype=np.float32)
+        prior = profile.prior
         if self._kernel is None:
-            return self._plain(profile, aims, read_s, totals, prior, folded, most, spoken), said_folded
+            return self._plain(profile, aims, read_s, np.array(totals), prior, folded, most, spoken), said_folded
         events, table = profile.events.packed(), self._catalogue.row_table()
         found = self._kernel.of(events, table, aims, read_s, totals, prior, folded, most, spoken=spoken)
         if found.unknown and (strangers := self._strangers(profile, table)) is not None:
@@ -241,8 +243,8 @@ class Explainer:
         lengths = [1 + len(event_id.encode()) for event_id in profile.events]
         return Shares(
             adding[order],
-            np.take_along_axis(shares, adding[order], axis=1),
-            shares.sum(axis=1),
+            named := np.take_along_axis(shares, adding[order], axis=1),
+            shares.sum(axis=1) - named.sum(axis=1),
             np.einsum("hd,khd->k", lead, by_horizon),
             np.zeros(len(aims)) if folded is None else np.einsum("hd,khd->k", folded / totals[:, None], by_horizon),
             np.array([0, *accumulate(lengths)], dtype=np.int64),

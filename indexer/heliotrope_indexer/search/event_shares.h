@@ -5,7 +5,7 @@
  * Only the largest shares of each item are kept one by one. Included by kernel.c.
  */
 
-enum { RECORD = 17, KINDS = 0x80 };
+enum { RECORD = 17, KINDS = 0x80, MOST_AHEAD = 64 };
 
 typedef struct {
     int64_t d, horizons;
@@ -38,7 +38,7 @@ typedef struct {
     int64_t *starts;           /* (events,) afterwards: where their ids begin */
     int64_t *places;           /* (items, named) the events, the largest share first by absolute value */
     double *shares;            /* (items, named) */
-    double *all, *by_prior, *by_folded; /* (items,) */
+    double *others, *by_prior, *by_folded; /* (items,) */
 } share_job;
 
 INLINE double dot_double(const double *a, const float *x, int64_t d) {
@@ -103,6 +103,11 @@ KERNEL void heliotrope_event_shares(share_job *job) {
     int64_t d = job->d, horizons = job->horizons, width = d * horizons, items = job->items;
     int64_t adding = 0, spoken = 0, start = 0;
     job->unknown = 0;
+    /* The search has just driven them from the caches. */
+    for (int64_t e = 0; e < job->events && e < MOST_AHEAD; e++) {
+        const float *x = vector_of(job, e);
+        for (int64_t i = 0; x != NULL && i < d; i += 16) __builtin_prefetch(x + i);
+    }
     for (int64_t e = 0; e < job->events; e++) {
         job->starts[e] = start;
         start += 1 + (uint8_t)job->ids[start];
@@ -124,7 +129,7 @@ KERNEL void heliotrope_event_shares(share_job *job) {
             by_prior += job->kappas[h] / job->totals[h] * dot_float(aims + h * d, job->prior, d);
             if (job->folded) by_folded += dot_double(job->folded + h * d, aims + h * d, d) / job->totals[h];
         }
-        job->by_prior[i] = by_prior, job->by_folded[i] = by_folded, job->all[i] = 0.0;
+        job->by_prior[i] = by_prior, job->by_folded[i] = by_folded, job->others[i] = 0.0;
     }
     spoken = 0;
     for (int64_t e = 0; e < job->events; e++) {
@@ -139,9 +144,11 @@ KERNEL void heliotrope_event_shares(share_job *job) {
             double share = said ? said[i] : 0.0;
             for (int64_t h = 0; adds && h < horizons; h++)
                 share += scales[h] * dot_float(job->aims + i * width + h * d, x, d);
-            job->all[i] += share;
+            job->others[i] += share;
             if (named) keep(job->places + i * named, job->shares + i * named, size, named, e, share);
         }
         size += size < named;
     }
+    for (int64_t i = 0; i < items; i++)
+        for (int64_t m = 0; m < named; m++) job->others[i] -= job->shares[i * named + m];
 }

@@ -40,13 +40,13 @@ class Spoken(NamedTuple):
 
 class Shares(NamedTuple):
     """For k items: the m events with the largest shares by place, largest first by absolute value, and the shares,
-    (k, m); what all events add, and the prior, and the folded sum, each (k,). `starts` are where the ids of the events
-    begin, by place. `adding` events add anything; of `unknown` ones there was no vector.
+    (k, m); what the other events add, the prior, and the folded sum, each (k,). `starts` are where the ids of the
+    events begin, by place, until the next call. `adding` events add anything; of `unknown` ones there was no vector.
     """
 
     places: NDArray[np.int64]
     shares: NDArray[np.float64]
-    all: NDArray[np.float64]
+    others: NDArray[np.float64]
     prior: NDArray[np.float64]
     folded: NDArray[np.float64]
     starts: NDArray[np.int64]
@@ -81,6 +81,11 @@ class EventShares:
         job.vectors = _address(vectors)
         job.half_lives, job.kappas = _address(self._rates), _address(self._rates[1])
         job.weights, job.centers = _address(self._by_kind), _address(self._by_kind[1])
+        # Written into for every user: finding the address of an array takes as long as many of them take in C.
+        self._totals = np.empty(len(half_lives_s))
+        job.totals = _address(self._totals)
+        self._rows: NDArray[np.int32] | None = None
+        self._prior: NDArray[np.float32] | None = None
         self._reference = ctypes.byref(job)
         self._events = self._items = self._cells = 0
 
@@ -90,7 +95,7 @@ class EventShares:
         rows: NDArray[np.int32],
         aims: NDArray[np.float32],
         read_s: float,
-        totals: NDArray[np.float64],
+        totals: NDArray[np.float64] | Sequence[float],
         prior: NDArray[np.float32],
         folded: NDArray[np.float64] | None,
         most: int,
@@ -113,8 +118,12 @@ class EventShares:
             columns = ctypes.addressof(ctypes.c_char.from_buffer(events.columns)) + start
             job.numbers, job.records = columns, columns + events.size * NUMBER_BYTES
             job.ids = ctypes.addressof(ctypes.c_char.from_buffer(events.ids))
-        job.rows, job.aims = _address(rows), _address(aims)
-        job.totals, job.prior = _address(totals), _address(prior)
+        if rows is not self._rows:
+            self._rows, job.rows = rows, _address(rows)
+        if prior is not self._prior:
+            self._prior, job.prior = prior, _address(prior)
+        job.aims = _address(aims)
+        self._totals[:] = totals
         job.folded = None if folded is None else _address(folded)
         job.strangers = 0
         if strangers is not None:
@@ -147,7 +156,7 @@ class EventShares:
         self._sums = np.empty((3, self._items))
         job.scales, job.starts = _address(self._scales), _address(self._starts)
         job.places, job.shares = _address(self._places), _address(self._shares)
-        job.all, job.by_prior, job.by_folded = (_address(one) for one in self._sums)
+        job.others, job.by_prior, job.by_folded = (_address(one) for one in self._sums)
 
 
 def _address(array: NDArray[Any]) -> int:

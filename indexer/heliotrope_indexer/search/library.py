@@ -69,7 +69,7 @@ class ShareJobStruct(ctypes.Structure):
         ("items", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("aims", "scales")),
         *((name, ctypes.c_int64) for name in ("named", "unknown", "adding")),
-        *((name, ctypes.c_void_p) for name in ("starts", "places", "shares", "all", "by_prior", "by_folded")),
+        *((name, ctypes.c_void_p) for name in ("starts", "places", "shares", "others", "by_prior", "by_folded")),
     )
 
 

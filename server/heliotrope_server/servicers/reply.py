@@ -6,8 +6,10 @@ the rest of a request. The .proto stays the contract: a test holds every reply t
 
 import struct
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heliotrope_server.answerer import Answer
 from heliotrope_server.explanation import EVENT, Explanations
@@ -22,6 +24,8 @@ _FIGURE_BYTES = 20
 _EXPLANATION, _VALUE = b"\x2a", b"\x11"
 _KIND = tuple(b"\x08" + _SMALL[kind] for kind in range(16))
 _PLAIN_BYTES = 11  # a contribution without ids: its kind and its value
+_PLAIN_SIZE = 2 + _PLAIN_BYTES
+_SHORT_IDS = 0x80 - _PLAIN_BYTES - 4  # with their tags and lengths
 # What stands before the value of an event whose ids take so many bytes.
 _EVENT_HEADS = tuple(
     _EXPLANATION + _SMALL[_PLAIN_BYTES + length] + _KIND[EVENT] + _VALUE for length in range(0x80 - _PLAIN_BYTES)
@@ -35,7 +39,8 @@ _HEADS = tuple(
 
 def encode_response(answer: Answer, timings: tuple[int, int] | None = None) -> bytes:
     """RecommendResponse; `timings` are (queue_ns, search_ns)."""
-    parts = _recommendations(answer)
+    explanations = answer.explanations
+    parts = _recommendations(answer) if explanations is None else _explained(answer, explanations)
     for tag, text in (
         (b"\x12", answer.request_id),
         (b"\x1a", answer.snapshot_version),
@@ -73,55 +78,70 @@ def varint(number: int) -> bytes:
 def _recommendations(answer: Answer) -> list[bytes]:
     parts: list[bytes] = []
     drawn = _drawn(answer)
-    explained = None if answer.explanations is None else _explained(answer.explanations)
     for place, (item_id, score, probability, source) in enumerate(
         zip(answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True)
     ):
         name = item_id.encode()
         figures = _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)
-        if len(name) < len(_HEADS) and not drawn and explained is None:
+        if len(name) < len(_HEADS) and not drawn:
             parts += (_HEADS[len(name)], name, figures)
             continue
-        if explained is not None:
-            figures += explained[place]
         if drawn:
             figures += _DOUBLE(_PROPENSITY, answer.propensities[place])
         parts.append(_field(_RECOMMENDATION, _field(b"\x0a", name) + figures))
     return parts
 
 
-def _explained(explanations: Explanations) -> list[bytes]:
-    """The field `explanation` of each recommendation: 100 contributions as messages would take longer than the search.
-
-    A contribution is its kind, its value, and for an event two ids that are the same for every item.
-    """
-    frames: dict[int, tuple[bytes, bytes]] = {}
-    for key, (event_id, item_id) in explanations.events.items():
-        # Ids longer than 127 bytes are rare: most lengths are one byte, looked up.
-        if len(event_id) + len(item_id) < 0x80 - _PLAIN_BYTES - 4:
-            ids = b"\x1a" + _SMALL[len(event_id)] + event_id + b"\x22" + _SMALL[len(item_id)] + item_id
-            frames[key] = (_EVENT_HEADS[len(ids)], ids)
-        else:
-            ids = _field(b"\x1a", event_id) + _field(b"\x22", item_id)
-            frames[key] = (_EXPLANATION + varint(_PLAIN_BYTES + len(ids)) + _KIND[EVENT] + _VALUE, ids)
-    count, kinds = len(explanations), explanations.kinds
-    # Without ids all contributions are of one size.
-    terms = np.empty((count, len(kinds), 2 + _PLAIN_BYTES), dtype=np.uint8)
-    heads = b"".join([_EXPLANATION + _SMALL[_PLAIN_BYTES] + _KIND[kind] + _VALUE for kind in kinds])
-    terms[:, :, :5] = np.frombuffer(heads, dtype=np.uint8).reshape(len(kinds), 5)
-    terms[:, :, 5:] = np.ascontiguousarray(explanations.terms, "<f8").view(np.uint8).reshape(count, len(kinds), 8)
-    standing, size = terms.tobytes(), terms[0].size if count else 0
+def _explained(answer: Answer, explanations: Explanations) -> list[bytes]:
+    """The same with explanations: as messages their 80 contributions would take several times what the search takes."""
+    drawn = _drawn(answer)
+    frames = {key: _frame(*ids) for key, ids in explanations.events.items()}
+    standing, size = _standing(explanations), len(explanations.kinds) * _PLAIN_SIZE
     named, shares = explanations.named.tolist(), explanations.shares.astype("<f8").tobytes()
-    fields, at = [], 0
-    for place in range(count):
-        parts: list[bytes] = []
+    parts: list[bytes] = []
+    share_at = standing_at = 0
+    for place, (item_id, score, probability, source) in enumerate(
+        zip(answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True)
+    ):
+        name = item_id.encode()
+        body = [b"\x0a", varint(len(name)), name, _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)]
         for key in named[place]:
             head, ids = frames[key]
-            parts += (head, shares[at : at + 8], ids)
-            at += 8
-        parts.append(standing[place * size : (place + 1) * size])
-        fields.append(b"".join(parts))
-    return fields
+            body += (head, shares[share_at : share_at + 8], ids)
+            share_at += 8
+        body.append(standing[standing_at : standing_at + size])
+        standing_at += size
+        if drawn:
+            body.append(_DOUBLE(_PROPENSITY, answer.propensities[place]))
+        encoded = b"".join(body)
+        parts += (_RECOMMENDATION, varint(len(encoded)), encoded)
+    return parts
+
+
+def _frame(event_id: bytes, item_id: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind the value of an event's contribution: the same for every item."""
+    if len(event_id) + len(item_id) < _SHORT_IDS:
+        ids = b"".join((b"\x1a", _SMALL[len(event_id)], event_id, b"\x22", _SMALL[len(item_id)], item_id))
+        return _EVENT_HEADS[len(ids)], ids
+    ids = _field(b"\x1a", event_id) + _field(b"\x22", item_id)
+    return _EXPLANATION + varint(_PLAIN_BYTES + len(ids)) + _KIND[EVENT] + _VALUE, ids
+
+
+def _standing(explanations: Explanations) -> bytes:
+    """The contributions without ids of all items, one after the other: each is of _PLAIN_SIZE bytes."""
+    count, kinds = len(explanations), len(explanations.kinds)
+    template = _template(tuple(explanations.kinds))
+    terms = np.empty((count, kinds, _PLAIN_SIZE), dtype=np.uint8)
+    terms[:, :, :-8] = template
+    terms[:, :, -8:] = np.ascontiguousarray(explanations.terms, "<f8").view(np.uint8).reshape(count, kinds, 8)
+    return terms.tobytes()
+
+
+@cache
+def _template(kinds: tuple[int, ...]) -> NDArray[np.uint8]:
+    """What stands before the values of contributions of these kinds, (s, 5)."""
+    heads = b"".join([_EXPLANATION + _SMALL[_PLAIN_BYTES] + _KIND[kind] + _VALUE for kind in kinds])
+    return np.frombuffer(heads, dtype=np.uint8).reshape(len(kinds), -1)
 
 
 def _drawn(answer: Answer) -> bool:
