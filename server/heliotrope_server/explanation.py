@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.search import EventShares, Shares, Spoken, Strangers, kernel_problem
+from heliotrope_indexer.search import EventShares, NeighbourTable, Shares, Spoken, Strangers, kernel_problem
 from heliotrope_server.item_numbers import item_id_of
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.live_view import LiveView
-from heliotrope_server.neighbours import said_of
+from heliotrope_server.neighbours import named_rows, said_of
 from heliotrope_server.profile import Profile
 from heliotrope_server.scoring import item_biases, item_vectors
 
@@ -104,6 +104,11 @@ class Explainer:
         self._catalogue = catalogue
         self._kappas = np.array(parameters.kappas)
         self._half_lives_s = np.array(parameters.half_lives_s)
+        neighbourhood, neighbours = parameters.neighbours, catalogue.neighbours
+        table = None
+        if neighbourhood is not None and neighbours is not None:
+            table = NeighbourTable(neighbours.rows, neighbours.strengths, neighbourhood.items, neighbourhood.weight)
+        self._speaks = table is not None
         self._kernel: EventShares | None = None
         if kernel_problem() is None if compiled is None else compiled:
             self._kernel = EventShares(
@@ -113,6 +118,7 @@ class Explainer:
                 gains.weight_array,
                 gains.center_array,
                 gains.limit,
+                table,
             )
 
     def explain(
@@ -173,17 +179,51 @@ class Explainer:
         masses = profile.total.masses_at(read_s, half_lives_s)
         totals = [kappa + mass for kappa, mass in zip(self._catalogue.parameters.kappas, masses, strict=True)]
         folded = None if profile.folded is None else profile.folded.sums_at(read_s, half_lives_s)
+        if self._kernel is not None and not (profile.rare and profile.counted_apart()):
+            found = self._compiled(profile, rows, aims, read_s, totals, folded, most)
+            if found is not None:
+                return found, None
         spoken, said_folded = self._spoken(profile, rows)
-        prior = profile.prior
-        if self._kernel is None:
-            return self._plain(profile, aims, read_s, np.array(totals), prior, folded, most, spoken), said_folded
-        events, table = profile.events.packed(), self._catalogue.row_table()
-        found = self._kernel.of(events, table, aims, read_s, totals, prior, folded, most, spoken=spoken)
-        if found.unknown and (strangers := self._strangers(profile, table)) is not None:
+        if self._kernel is not None:
+            found = self._compiled(profile, rows, aims, read_s, totals, folded, most, spoken)
+            assert found is not None, "nothing has to be told by times"
+            return found, said_folded
+        return self._plain(profile, aims, read_s, np.array(totals), folded, most, spoken), said_folded
+
+    def _compiled(
+        self,
+        profile: Profile,
+        rows: NDArray[np.int64],
+        aims: NDArray[np.float32],
+        read_s: float,
+        totals: Sequence[float],
+        folded: NDArray[np.float64] | None,
+        most: int,
+        *spoken: Spoken | None,
+    ) -> Shares | None:
+        """By the kernel; it finds what is said itself unless `spoken` says it, and None where it can't."""
+        assert self._kernel is not None
+        events, table, strangers = profile.events.packed(), self._catalogue.row_table(), None
+        targets = None if spoken or not self._speaks else named_rows(self._catalogue, rows)
+        while True:
             found = self._kernel.of(
-                events, table, aims, read_s, totals, prior, folded, most, strangers=strangers, spoken=spoken
+                events,
+                table,
+                aims,
+                read_s,
+                totals,
+                profile.prior,
+                folded,
+                most,
+                strangers=strangers,
+                spoken=spoken[0] if spoken else None,
+                targets=targets,
             )
-        return found, said_folded
+            if found is None or not found.unknown or strangers is not None:
+                return found
+            strangers = self._strangers(profile, table)
+            if strangers is None:
+                return found
 
     def _spoken(self, profile: Profile, rows: NDArray[np.int64]) -> tuple[Spoken | None, NDArray[np.float64] | None]:
         """What the user's liked items say of rows (k,), by the events that count for them, and by folded ones."""
@@ -220,7 +260,6 @@ class Explainer:
         aims: NDArray[np.float32],
         read_s: float,
         totals: NDArray[np.float64],
-        prior: NDArray[np.float32],
         folded: NDArray[np.float64] | None,
         most: int,
         spoken: Spoken | None,
@@ -239,7 +278,7 @@ class Explainer:
             adds[spoken.places] = True
         adding = np.flatnonzero(adds)
         order = np.argsort(-np.abs(shares[:, adding]), axis=1, kind="stable")[:, :most]
-        lead = (self._kappas / totals)[:, None] * prior
+        lead = (self._kappas / totals)[:, None] * profile.prior
         lengths = [1 + len(event_id.encode()) for event_id in profile.events]
         return Shares(
             adding[order],

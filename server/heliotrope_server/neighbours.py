@@ -99,15 +99,25 @@ def said_of(profile: Profile, catalogue: LiveCatalogue, rows: NDArray[np.int64])
     if not liked:
         return {}
     sources = [row for _, row in liked]
-    # A replaced item is named by its row in the snapshot; one that the snapshot does not hold, by nobody.
-    targets = rows.copy()
-    for place in np.flatnonzero(rows >= catalogue.base_count).tolist():
-        row = row_of(catalogue.item_ids[rows[place]])
-        targets[place] = -2 if row is None else row
+    targets = named_rows(catalogue, rows)
     named = table.rows[sources][:, :, None] == targets  # (liked, neighbours, k)
     speak = np.flatnonzero(named.any(axis=(1, 2))).tolist()
     strengths = table.strengths[sources].astype(np.float64)
     return {liked[one][0]: neighbourhood.weight * (strengths[one] @ named[one]) for one in speak}
+
+
+def named_rows(catalogue: LiveCatalogue, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows by which items at some rows (k,) are named as neighbours: a replaced item by its row in the snapshot, -2
+    for one that the snapshot does not hold.
+    """
+    fresh = np.flatnonzero(rows >= catalogue.base_count)
+    if not len(fresh):
+        return rows
+    targets = rows.copy()
+    for place in fresh.tolist():
+        row = catalogue.snapshot.row_of(catalogue.item_ids[rows[place]])
+        targets[place] = -2 if row is None else row
+    return targets
 
 
 def _living(

@@ -24,6 +24,7 @@ from heliotrope_server.explanation import (
 )
 from heliotrope_server.live_catalogue import DeltaItem
 from heliotrope_server.live_view import live_view
+from heliotrope_server.neighbours import suggestions
 from heliotrope_server.profile import Profile
 from tests.server import worlds
 
@@ -182,3 +183,28 @@ def test_of_a_stranger_there_is_the_prior_and_what_the_item_is(world):
     for compiled in world.explainers:
         (parts,) = world.explain(compiled, None, np.array([3]), live, {})
         assert [part.kind for part in parts] == [PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT]
+
+
+@pytest.mark.skipif(kernel_problem() is not None, reason="there is no compiled kernel to compare")
+@pytest.mark.parametrize("newest", [0, 1])
+def test_with_and_without_a_kernel_the_shares_are_the_same_where_times_are(world, newest):
+    """More liked items than speak, all at one time: which do is told by their ids, as suggestions have it."""
+    served, count = world.served, worlds.NEIGHBOUR_ITEMS + 8
+    liked = [row for row in range(ITEMS) if served.snapshot.neighbours.rows[row].min() >= 0][:count]
+    times = [round(NOW_S * 1e6) - 5 + newest * (number % 2) for number in range(count)]
+    profile = Profile("u", served)
+    for row, time_us in zip(liked, times, strict=True):
+        event = UserEvent("u", f"e{row}", EventKind.CLICK, f"i{row}", 1.0, time_us)
+        profile.apply(event)
+        profile.count(event)
+    profile.settle(served)
+    live, rows = live_view(served, np.zeros(served.size)), np.arange(ITEMS)
+    plain, compiled = (world.explain(way, profile, rows, live, {}, 50) for way in (False, True))
+    gains = suggestions(profile, served).of_rows(rows)
+    assert gains.any()
+    query = np.einsum("hd,hde->e", profile.interest_vectors(NOW_S, served.parameters), served.snapshot.scoring_matrices)
+    for row, (ours, theirs) in enumerate(zip(plain, compiled, strict=True)):
+        by_event = [{part.event_id: part.value for part in parts if part.kind == EVENT} for parts in (ours, theirs)]
+        assert by_event[0] == pytest.approx(by_event[1], abs=1e-6)
+        score = query @ served.row_vector(row) + served.bias(row) + served.parameters.intercept + gains[row]
+        assert sum(part.value for part in theirs) == pytest.approx(score, abs=1e-5)

@@ -2,7 +2,8 @@
  *
  *     share(event, item) = sum over h of gain * 2^((time - read) / half_life_h) / total_h * x_event . aim_(item, h)
  *
- * Only the largest shares of each item are kept one by one. Included by kernel.c.
+ * and weight * strength where the event speaks for the neighbours of its item and the item is one of them: the newest
+ * events that are marked do. Only the largest shares of each item are kept one by one. Included by kernel.c.
  */
 
 enum { RECORD = 17, KINDS = 0x80, MOST_AHEAD = 64 };
@@ -16,12 +17,22 @@ typedef struct {
     double limit;
     int64_t events;
     const char *numbers;       /* (events,) int32: the number of an event's item; not aligned */
-    const char *records;       /* (events,) of RECORD bytes: value, time in us, kind with a bit that does not matter */
+    const char *records;       /* (events,) of RECORD bytes: value, time in us, kind, and in its highest bit the mark */
     const char *ids;           /* (events,) event ids, each behind a byte for its length */
     const int32_t *rows;       /* row of an item by its number, -1 for one without */
     int64_t strangers;         /* items without a row: */
     const int32_t *stranger_numbers; /* (strangers,) */
     const float *stranger_vectors;   /* (strangers, d) */
+    int64_t speakers;          /* marked events that speak, at most; 0 for none */
+    int64_t neighbours;        /* of an item, at most */
+    const int32_t *neighbour_rows;   /* (n, neighbours), -1 for none */
+    const float *strengths;    /* (n, neighbours) */
+    double neighbour_weight;
+    const int64_t *targets;    /* (items,) their rows as neighbours, -2 for none */
+    int64_t *speaking;         /* (speakers,) to work in */
+    int64_t *said_at;          /* (events,) to work in */
+    double *said;              /* (speakers, items) to work in */
+    int64_t tied;              /* afterwards: times did not tell which of the marked events are the newest */
     int64_t spoken;            /* events that add something beside taste: */
     const int64_t *spoken_places;    /* (spoken,) ascending */
     const double *spoken_shares;     /* (spoken, items) */
@@ -99,10 +110,55 @@ INLINE void keep(int64_t *places, double *shares, int64_t size, int64_t named, i
     places[at] = event;
 }
 
+static int64_t time_of(const share_job *job, int64_t event) {
+    int64_t time_us;
+    memcpy(&time_us, job->records + RECORD * event + 8, 8);
+    return time_us;
+}
+
+/* What the newest marked events say of the items, to `said`; their places there, -1 for silent ones, to `said_at`. */
+static void speak(share_job *job) {
+    int64_t size = 0, most = job->speakers, items = job->items;
+    job->tied = 0;
+    for (int64_t e = 0; e < job->events; e++) {
+        job->said_at[e] = -1;
+        if (!most || !((uint8_t)job->records[RECORD * e + 16] & KINDS)) continue;
+        int64_t time_us = time_of(job, e), at = size;
+        if (size == most) {
+            int64_t oldest = time_of(job, job->speaking[most - 1]);
+            job->tied |= time_us == oldest;
+            if (time_us <= oldest) continue;
+            at = most - 1;
+            job->tied |= most > 1 && time_of(job, job->speaking[most - 2]) == oldest;
+        } else {
+            size++;
+        }
+        for (; at > 0 && time_us > time_of(job, job->speaking[at - 1]); at--) job->speaking[at] = job->speaking[at - 1];
+        job->speaking[at] = e;
+    }
+    for (int64_t s = 0; s < size; s++) {
+        int32_t number;
+        memcpy(&number, job->numbers + 4 * job->speaking[s], 4);
+        int64_t row = job->rows[number];
+        if (row < 0) continue;
+        const int32_t *named = job->neighbour_rows + row * job->neighbours;
+        const float *strengths = job->strengths + row * job->neighbours;
+        double *said = job->said + s * items;
+        int any = 0;
+        for (int64_t i = 0; i < items; i++) {
+            said[i] = 0.0;
+            for (int64_t n = 0; n < job->neighbours; n++)
+                if (named[n] == job->targets[i]) said[i] += job->neighbour_weight * strengths[n], any = 1;
+        }
+        if (any) job->said_at[job->speaking[s]] = s;
+    }
+}
+
 KERNEL void heliotrope_event_shares(share_job *job) {
     int64_t d = job->d, horizons = job->horizons, width = d * horizons, items = job->items;
     int64_t adding = 0, spoken = 0, start = 0;
     job->unknown = 0;
+    speak(job);
     /* The search has just driven them from the caches. */
     for (int64_t e = 0; e < job->events && e < MOST_AHEAD; e++) {
         const float *x = vector_of(job, e);
@@ -117,7 +173,7 @@ KERNEL void heliotrope_event_shares(share_job *job) {
         if (!adds) for (int64_t h = 0; h < horizons; h++) job->scales[e * horizons + h] = 0.0;
         int speaks = spoken < job->spoken && job->spoken_places[spoken] == e;
         spoken += speaks;
-        adding += adds || speaks;
+        adding += adds || speaks || job->said_at[e] >= 0;
     }
     job->adding = adding;
     int64_t named = job->named < adding ? job->named : adding, size = 0;
@@ -136,6 +192,7 @@ KERNEL void heliotrope_event_shares(share_job *job) {
         const double *scales = job->scales + e * horizons;
         const double *said = NULL;
         if (spoken < job->spoken && job->spoken_places[spoken] == e) said = job->spoken_shares + spoken++ * items;
+        if (job->said_at[e] >= 0) said = job->said + job->said_at[e] * items;
         int adds = 0;
         for (int64_t h = 0; h < horizons; h++) adds |= scales[h] != 0.0;
         if (!adds && !said) continue;

@@ -15,7 +15,8 @@ from heliotrope_indexer.search.library import ShareJobStruct, load
 
 class PackedEvents(NamedTuple):
     """E events of one user. `columns` ends with the item number of each (int32) and its record: value (double), time in
-    us (int64), and kind in the low 7 bits of a byte, little-endian and packed. `ids` are the event ids, each behind a
+    us (int64), and kind in the low 7 bits of a byte of which the highest marks events that may speak for the neighbours
+    of their items, little-endian and packed. `ids` are the event ids, each behind a
     byte for its length.
     """
 
@@ -29,6 +30,17 @@ class Strangers(NamedTuple):
 
     numbers: NDArray[np.int32]
     vectors: NDArray[np.float32]
+
+
+class NeighbourTable(NamedTuple):
+    """Neighbours of each row of the snapshot (n, c), -1 for none, with their strengths (n, c). The `newest` marked
+    events speak for those of their items, with `weight`.
+    """
+
+    rows: NDArray[np.int32]
+    strengths: NDArray[np.float32]
+    newest: int
+    weight: float
 
 
 class Spoken(NamedTuple):
@@ -68,6 +80,7 @@ class EventShares:
         weights: NDArray[np.float64],
         centers: NDArray[np.float64],
         limit: float,
+        table: NeighbourTable | None = None,
     ) -> None:
         """An event of a kind (index into `weights` and `centers`) and value has the gain weight * (value - center),
         bounded by `limit`. Raises OSError where there is no kernel.
@@ -81,6 +94,11 @@ class EventShares:
         job.vectors = _address(vectors)
         job.half_lives, job.kappas = _address(self._rates), _address(self._rates[1])
         job.weights, job.centers = _address(self._by_kind), _address(self._by_kind[1])
+        self._table, self._newest = table, 0
+        if table is not None:
+            self._newest = table.newest
+            job.neighbours, job.neighbour_weight = table.rows.shape[1], table.weight
+            job.neighbour_rows, job.strengths = _address(table.rows), _address(table.strengths)
         # Written into for every user: finding the address of an array takes as long as many of them take in C.
         self._totals = np.empty(len(half_lives_s))
         job.totals = _address(self._totals)
@@ -102,11 +120,14 @@ class EventShares:
         *,
         strangers: Strangers | None = None,
         spoken: Spoken | None = None,
-    ) -> Shares:
+        targets: NDArray[np.int64] | None = None,
+    ) -> Shares | None:
         """The `most` largest shares for each of k items.
 
         `rows` are the rows of items by number, -1 for none; `aims` (k, H d) are A_h x_i; `totals` (H,) kappa + mass;
-        `prior` (d,) and `folded` (H, d) what is known beside the events, as of `read_s`.
+        `prior` (d,) and `folded` (H, d) what is known beside the events, as of `read_s`. With `targets` (k,), the rows
+        by which the items are named as neighbours (-2: by none), marked events speak for them; otherwise `spoken` says
+        what is said. None: times are equal, so that they do not tell which of the marked events are the newest.
         """
         job, items = self._job, len(aims)
         most = min(most, events.size)
@@ -129,11 +150,16 @@ class EventShares:
         if strangers is not None:
             job.strangers = len(strangers.numbers)
             job.stranger_numbers, job.stranger_vectors = _address(strangers.numbers), _address(strangers.vectors)
+        job.speakers = 0
+        if targets is not None:
+            job.speakers, job.targets = self._newest, _address(targets)
         job.spoken = 0
         if spoken is not None:
             job.spoken = len(spoken.places)
             job.spoken_places, job.spoken_shares = _address(spoken.places), _address(spoken.shares)
         self._library.heliotrope_event_shares(self._reference)
+        if job.tied:
+            return None
         named: int = job.named
         sums = self._sums[:, :items].copy()
         return Shares(
@@ -154,6 +180,9 @@ class EventShares:
         self._scales, self._starts = np.empty(self._events * job.horizons), np.empty(self._events, dtype=np.int64)
         self._places, self._shares = np.empty(self._cells, dtype=np.int64), np.empty(self._cells)
         self._sums = np.empty((3, self._items))
+        self._speaking, self._said_at = (np.empty(size, dtype=np.int64) for size in (self._newest, self._events))
+        self._said = np.empty(self._newest * self._items)
+        job.speaking, job.said_at, job.said = _address(self._speaking), _address(self._said_at), _address(self._said)
         job.scales, job.starts = _address(self._scales), _address(self._starts)
         job.places, job.shares = _address(self._places), _address(self._shares)
         job.others, job.by_prior, job.by_folded = (_address(one) for one in self._sums)

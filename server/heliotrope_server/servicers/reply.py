@@ -75,6 +75,10 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+_LENGTHS = tuple(map(varint, range(2_048)))
+"""Of all ids and nearly all recommendations."""
+
+
 def _recommendations(answer: Answer) -> list[bytes]:
     parts: list[bytes] = []
     drawn = _drawn(answer)
@@ -104,7 +108,7 @@ def _explained(answer: Answer, explanations: Explanations) -> list[bytes]:
         zip(answer.item_ids, answer.scores, answer.probabilities, answer.sources, strict=True)
     ):
         name = item_id.encode()
-        body = [b"\x0a", varint(len(name)), name, _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)]
+        body = [b"\x0a", _LENGTHS[len(name)], name, _FIGURES(_SCORE, score, _PROBABILITY, probability, _SOURCE, source)]
         for key in named[place]:
             head, ids = frames[key]
             body += (head, shares[share_at : share_at + 8], ids)
@@ -114,7 +118,8 @@ def _explained(answer: Answer, explanations: Explanations) -> list[bytes]:
         if drawn:
             body.append(_DOUBLE(_PROPENSITY, answer.propensities[place]))
         encoded = b"".join(body)
-        parts += (_RECOMMENDATION, varint(len(encoded)), encoded)
+        length = len(encoded)
+        parts += (_RECOMMENDATION, _LENGTHS[length] if length < len(_LENGTHS) else varint(length), encoded)
     return parts
 
 
