@@ -17,9 +17,12 @@ from heliotrope_indexer.features import feature_mean, features
 
 
 class TextFeatures(NamedTuple):
-    """Features (n, D) of texts, the mean (D,) that they are centred on, and the version of the model they are of."""
+    """Features (n, D) of texts and the outputs (n, D) of the model that they come from, the mean (D,) that they are
+    centred on, and the version of the model.
+    """
 
     rows: NDArray[np.float32]
+    pooled: NDArray[np.float32]
     mean: NDArray[np.float32]
     model_version: str
 
@@ -49,4 +52,4 @@ def measured_features(
     except (ExportError, IndexerError) as error:
         raise BenchError(str(error)) from error
     centre = feature_mean(pooled) if mean is None else mean
-    return TextFeatures(features(pooled, centre), centre, encoder.model_version)
+    return TextFeatures(features(pooled, centre), pooled, centre, encoder.model_version)

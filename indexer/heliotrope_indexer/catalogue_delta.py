@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from heliotrope_indexer.catalog_item import CatalogItem
@@ -36,6 +38,12 @@ class CatalogueDelta:
     deleted: frozenset[str]
     absorbed: AbsorbedDelta | None
     """None for a log without a change."""
+    pooled: Mapping[str, tuple[str, NDArray[np.float32]]] = field(default_factory=dict)
+    """Of the items, by id: the version of a model, and its output (D,) for the text."""
+
+    def known_vectors(self, model_version: str) -> dict[str, NDArray[np.float32]]:
+        """Outputs (D,) of this model for the texts of the items, by item id; a rebuild need not embed them again."""
+        return {item_id: vector for item_id, (model, vector) in self.pooled.items() if model == model_version}
 
     def laid_over(self, items: Sequence[CatalogItem]) -> list[CatalogItem]:
         """A catalogue with the changes: replaced items keep their place, new ones come last, deleted ones go.

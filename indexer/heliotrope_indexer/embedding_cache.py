@@ -7,10 +7,10 @@ by batch while the encoder works: a killed job resumes where it stopped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import lmdb
 import numpy as np
@@ -44,17 +44,32 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Encoded: ...
 
 
-class EmbeddingCache:
-    """An LMDB file of pooled float32 vectors; several jobs may use it at the same time."""
+class KnownText(NamedTuple):
+    """What an encoder made of a text: a vector (D,), not normalised, and whether the end of the text was cut off."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the cache folder. Raises EmbeddingCacheError when that fails."""
+    vector: NDArray[np.float32]
+    truncated: bool
+
+
+class EmbeddingCache:
+    """An LMDB file of pooled float32 vectors; several jobs and servers may use it at the same time."""
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        """Opens the cache folder, or creates it. Raises EmbeddingCacheError when that fails."""
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._store = lmdb.open(str(path), map_size=_MAP_SIZE, readahead=False)
+            if not readonly:
+                path.mkdir(parents=True, exist_ok=True)
+            self._store = lmdb.open(str(path), map_size=_MAP_SIZE, readahead=False, readonly=readonly)
+            # A reader that was killed would keep pages from being used again.
+            self._store.reader_check()
         except (lmdb.Error, OSError) as error:
             raise EmbeddingCacheError(f"the embedding cache {path} cannot be opened: {error}") from error
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether a job has made a cache there."""
+        return (path / "data.mdb").exists()
 
     def __enter__(self) -> Self:
         return self
@@ -76,13 +91,11 @@ class EmbeddingCache:
         vectors = np.empty((len(texts), width), dtype=np.float32)
         cut = np.zeros(len(texts), dtype=np.bool_)
         rows: dict[bytes, list[int]] = {}
-        with self._store.begin(buffers=True) as transaction:
-            for row, key in enumerate(keys):
-                value = transaction.get(key)
-                if value is None:
-                    rows.setdefault(key, []).append(row)
-                else:
-                    vectors[row], cut[row] = self._decoded(value, width)
+        for row, (key, known) in enumerate(zip(keys, self._look_up(keys, width), strict=True)):
+            if known is None:
+                rows.setdefault(key, []).append(row)
+            else:
+                vectors[row], cut[row] = known
         missing = list(rows)
         if progress and len(texts) > len(missing):
             progress(len(texts) - sum(map(len, rows.values())))
@@ -101,12 +114,27 @@ class EmbeddingCache:
                 progress(sum(len(rows[key]) for key in batch))
         return vectors, len(missing), int(cut.sum())
 
-    def _decoded(self, value: memoryview, width: int) -> tuple[NDArray[np.float32], bool]:
+    def known(self, texts: Sequence[str], encoder: Encoder) -> list[KnownText | None]:
+        """What is kept of each text, None for one that was never embedded. Raises EmbeddingCacheError."""
+        return list(
+            self._look_up([_key(encoder.model_version, encoder.variant, text) for text in texts], encoder.dimension)
+        )
+
+    def _look_up(self, keys: Sequence[bytes], width: int) -> Iterator[KnownText | None]:
+        try:
+            with self._store.begin(buffers=True) as transaction:
+                for key in keys:
+                    value = transaction.get(key)
+                    yield None if value is None else self._decoded(value, width)
+        except lmdb.Error as error:
+            raise EmbeddingCacheError(f"the embedding cache {self.path} cannot be read: {error}") from error
+
+    def _decoded(self, value: memoryview, width: int) -> KnownText:
         if len(value) != 1 + 4 * width:
             raise EmbeddingCacheError(
                 f"an entry of {self.path} has {len(value)} bytes; expected {1 + 4 * width}: remove the folder"
             )
-        return np.frombuffer(bytes(value[1:]), dtype=np.float32), bool(value[0])
+        return KnownText(np.frombuffer(bytes(value[1:]), dtype=np.float32), bool(value[0]))
 
 
 def _key(model_version: str, variant: str, text: str) -> bytes:

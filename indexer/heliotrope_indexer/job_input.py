@@ -136,8 +136,14 @@ def read_input(sources: JobSources, rejected: Path, encoder: Encoder, steps: Ste
             rows = {item.item_id: row for row, item in enumerate(items)}
             events = read_events(sources.events, rows, rejects)
         counts = rejects.counts
-    with EmbeddingCache(sources.cache) as cache, steps.step("embed texts", len(items)) as advance:
-        pooled, newly, truncated = cache.embed([item.text for item in items], encoder, progress=advance)
+    # What a server has of its live items, from its own encoder or from whoever sent them.
+    known = {} if sources.delta is None else sources.delta.known_vectors(encoder.model_version)
+    texts = [item.text for item in items if item.item_id not in known]
+    with EmbeddingCache(sources.cache) as cache, steps.step("embed texts", len(texts)) as advance:
+        pooled, newly, truncated = cache.embed(texts, encoder, progress=advance)
+    if known:
+        embedded = iter(pooled)
+        pooled = np.stack([known[item.item_id] if item.item_id in known else next(embedded) for item in items])
     mean = feature_mean(pooled)
     highest = highest_rating(events)
     stars = sources.positive_rating if sources.positive_rating is not None else 0.8 * highest

@@ -37,7 +37,7 @@ from heliotrope.filters import (
 )
 from heliotrope.items import attributes_of, make_item
 from heliotrope.retry import RetryPolicy
-from heliotrope.v1.catalog_pb2 import Item
+from heliotrope.v1.catalog_pb2 import Item, TextEmbedding
 from heliotrope.v1.recommendation_pb2 import ContributionKind, RecommendRequest, Source
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "Source",
+    "TextEmbedding",
     "Tls",
     "UnavailableError",
     "UnsupportedError",

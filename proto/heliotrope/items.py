@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from heliotrope.event import Time, to_timestamp
 from heliotrope.v1.catalog_pb2 import AttributeValue as AttributeMessage
-from heliotrope.v1.catalog_pb2 import Item
+from heliotrope.v1.catalog_pb2 import Item, TextEmbedding
 
 AttributeValue = str | float | bool
 
@@ -26,8 +26,9 @@ def make_item(
     available_from: Time | None = None,
     available_until: Time | None = None,
     attributes: Mapping[str, AttributeValue] | None = None,
+    text_embedding: TextEmbedding | None = None,
 ) -> Item:
-    """An item to upsert; what is None is not set."""
+    """An item to upsert; what is None is not set. With a `text_embedding` the server need not embed its text."""
     return Item(
         item_id=item_id,
         title=title,
@@ -38,6 +39,7 @@ def make_item(
         available_from_time=to_timestamp(available_from),
         available_until_time=to_timestamp(available_until),
         attributes={key: to_value(value) for key, value in (attributes or {}).items()},
+        text_embedding=text_embedding,
     )
 
 

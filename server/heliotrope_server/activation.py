@@ -69,7 +69,9 @@ class Activation:
 
 
 def check_model(snapshot: Snapshot, engine: Engine) -> None:
-    """Raises SnapshotUnusableError when the loaded encoder is not the one that the snapshot was built with."""
+    """Raises SnapshotUnusableError when the loaded encoder is not the one that the snapshot was built with, or there is
+    none and live items have vectors of another.
+    """
     wanted = snapshot.manifest.model_version
     if engine.embedder.model_version not in ("", wanted):
         raise SnapshotUnusableError(
@@ -79,6 +81,17 @@ def check_model(snapshot: Snapshot, engine: Engine) -> None:
             version=snapshot.version,
             model=wanted,
         )
+    if not engine.embedder.model_version:
+        # Without an encoder nobody can embed them anew.
+        others = engine.changes.models(snapshot) - {wanted}
+        if others:
+            raise SnapshotUnusableError(
+                "MODEL_MISMATCH",
+                f"snapshot {snapshot.version} was built with model {wanted}, live items have vectors of "
+                f"{', '.join(sorted(others))}; start the server with --model",
+                version=snapshot.version,
+                model=wanted,
+            )
 
 
 def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set[str]) -> None:

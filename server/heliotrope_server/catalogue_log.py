@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
 from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
-from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.record_log import read_log
 
@@ -66,10 +66,15 @@ class CatalogueChanges:
         for item_id in self._deleted:
             if self._changed_at[item_id] > absorbed:
                 catalogue.delete(item_id)
-        for item_id, entry in self._items.items():
-            row = catalogue.snapshot.row_of(item_id)
-            if self._changed_at[item_id] > absorbed and (row is None or catalogue.snapshot.item(row) != entry.item):
+        for entry in self._not_absorbed(absorbed):
+            row = catalogue.snapshot.row_of(entry.item.item_id)
+            if row is None or catalogue.snapshot.item(row) != entry.item:
                 catalogue.upsert(entry)
+
+    def models(self, snapshot: Snapshot) -> set[str]:
+        """Versions of the models whose vectors the items have that would be laid over a snapshot."""
+        absorbed = self.absorbed_by(snapshot.manifest.data.absorbed)
+        return {entry.model_version for entry in self._not_absorbed(absorbed)}
 
     def absorbed_by(self, absorbed: AbsorbedDelta | None) -> int:
         """Sequence number up to which a snapshot holds the changes of this very log; 0 when it is of another one."""
@@ -90,7 +95,9 @@ class CatalogueChanges:
         absorbed = None
         if self.sequence:
             absorbed = AbsorbedDelta(until_lsn=self.sequence, digest=_hex(self._digests[-1]))
-        return CatalogueDelta(tuple(entry.item for entry in self._items.values()), frozenset(self._deleted), absorbed)
+        entries = self._items.values()
+        pooled = {entry.item.item_id: (entry.model_version, entry.pooled) for entry in entries}
+        return CatalogueDelta(tuple(entry.item for entry in entries), frozenset(self._deleted), absorbed, pooled)
 
     def live_items(self) -> list[DeltaItem]:
         """Items added or replaced since the start of the log, in order."""
@@ -101,6 +108,9 @@ class CatalogueChanges:
         for item_id, vector in pooled.items():
             old = self._items[item_id]
             self._items[item_id] = replace(old, pooled=vector, residual=None, version="", model_version=model_version)
+
+    def _not_absorbed(self, until: int) -> list[DeltaItem]:
+        return [entry for item_id, entry in list(self._items.items()) if self._changed_at[item_id] > until]
 
     def _take(self, record: list[Any], catalogue: LiveCatalogue | None) -> None:
         self._changed_at[record[1]] = self.sequence

@@ -199,6 +199,14 @@ class LiveCatalogue:
             return _row(self.base_vectors, row)
         return _row(self._delta_vectors, row - self.base_count)
 
+    def kept_residual(self, item_id: str) -> NDArray[np.float32] | None:
+        """What a living item of the delta kept of the row of this snapshot that it replaced, (d,); else None."""
+        row = self.rows.get(item_id)
+        if row is None or row < self.base_count:
+            return None
+        entry = self.delta[row - self.base_count]
+        return entry.residual if entry.version == self.version else None
+
     def bias(self, row: int) -> float:
         if row < self.base_count:
             return float(self.base_bias[row])

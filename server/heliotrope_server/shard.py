@@ -34,6 +34,7 @@ from heliotrope.v1 import (
     recommendation_pb2,
 )
 from heliotrope_export import TextEncoder
+from heliotrope_indexer.job_folder import job_home
 from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
@@ -128,12 +129,13 @@ class Shard:
             folder,
             server.data / "catalogue",
             catalogue,
-            Embedder(encoder),
+            Embedder(encoder, job_home(server.snapshots) / "embeddings"),
             settings.layout.clock(settings.index),
             server.engine,
             wall_clock=SteadyClock(),
             make_retriever=device.make_retriever,
         )
+        engine.changes.catch_up()
         check_model(catalogue.snapshot, engine)
         catalogue_log = RecordLog(server.data / "catalogue") if settings.index == 0 else None
         await engine.start(partial(learn_old_maps, store))

@@ -247,6 +247,28 @@ def test_changes_of_a_server_are_absorbed(shop: Shop, encoder: WordEncoder, step
     assert result.newly_embedded == 1 and second.newly_embedded == 0
 
 
+def test_vectors_that_the_server_has_are_taken_and_their_texts_are_not_embedded(
+    shop: Shop, encoder: WordEncoder, steps: Steps
+) -> None:
+    build(shop(), WordEncoder(), steps)
+    twin, other = CatalogItem("twin", "live one"), CatalogItem("other", "live two")
+    known = shop().store.open().item(7).text
+    pooled = {
+        "twin": ("words-1", WordEncoder().encode([known]).vectors[0]),
+        "other": ("words-0", np.ones(4, np.float32)),
+    }
+    absorbed = AbsorbedDelta(until_lsn=2, digest="0123456789abcdef")
+    delta = CatalogueDelta((twin, other), frozenset(), absorbed, pooled)
+    request = replace(shop(), sources=replace(shop().sources, delta=delta))
+    build(request, encoder, steps)
+    # The vector of another model is of no use.
+    assert encoder.encoded == ["live two"]
+    snapshot = request.store.open()
+    text_block = slice(snapshot.vectors.shape[1] - request.text_dimension, None)
+    of = dict(zip(snapshot.item_ids[:], snapshot.vectors, strict=True))
+    np.testing.assert_allclose(of["twin"][text_block], of["i7"][text_block], atol=1e-5)
+
+
 def test_a_catalogue_that_is_all_deleted_is_refused(shop: Shop, encoder: WordEncoder, steps: Steps) -> None:
     delta = CatalogueDelta((), frozenset(item.item_id for item in some_items(30)), None)
     with pytest.raises(EmptyCatalogueError, match="all 30 items of the catalogue are deleted on the server"):

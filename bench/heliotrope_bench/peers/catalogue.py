@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope import TextEmbedding
 from heliotrope_bench.errors import DatasetError
 from heliotrope_bench.peers.heliotrope_server import OurData, row_of
 from heliotrope_bench.peers.peer import NewItem
@@ -16,8 +17,7 @@ from heliotrope_bench.text_features import measured_features
 from heliotrope_bench.titles import titles, titles_store
 
 LONGEST_NEW_TEXT = 60
-"""Characters of a text that arrives while the peers are measured: Heliotrope embeds it then, the others are given its
-vector."""
+"""Characters of a text that arrives while the peers are measured."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +54,28 @@ class Catalogue:
                 f"characters are left behind the first {items:,}"
             )
         rows = np.hstack([arrays.vectors, arrays.bias[:, None]])
+        embeddings: list[TextEmbedding] = []
         if texts:
-            arriving = _text_vectors(texts, store / version, model, work / "embeddings")
+            mean, projection = (np.load(store / version / f"{name}.npy") for name in ("feature_mean", "projection"))
+            found = measured_features(texts, model, work / "embeddings", mean=mean)
+            arriving = found.rows @ projection.T
             rows = np.vstack([rows, np.hstack([arriving, np.zeros((len(texts), 1), np.float32)])])
+            embeddings = [TextEmbedding(model_version=found.model_version, values=vector) for vector in found.pooled]
         readers = Readers(arrays.vectors, users)
         past = readers.past(events_per_user)
         seen: dict[str, set[int]] = {user_id: set() for user_id in readers.user_ids}
         for event in past:
             seen[event.user_id].add(row_of(event.item_id))
         return cls(
-            OurData(store, model, past),
+            OurData(store, past),
             version,
             arrays,
             arrays.quality.get("build_s"),
             np.ascontiguousarray(rows, np.float32),
-            [NewItem(items + place, rows[items + place], text) for place, text in enumerate(texts)],
+            [
+                NewItem(items + place, rows[items + place], text, embedding)
+                for place, (text, embedding) in enumerate(zip(texts, embeddings, strict=True))
+            ],
             readers,
             seen,
         )
-
-
-def _text_vectors(texts: Sequence[str], snapshot: Path, model: Path, cache: Path) -> NDArray[np.float32]:
-    """x (texts, d), as the server makes them of new texts. Its encoder works in batches of another size; int8 outputs
-    differ with that by a little."""
-    mean, projection = np.load(snapshot / "feature_mean.npy"), np.load(snapshot / "projection.npy")
-    vectors: NDArray[np.float32] = measured_features(texts, model, cache, mean=mean).rows @ projection.T
-    return vectors

@@ -11,7 +11,6 @@ from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.peers.heliotrope_server import Interests, OurData, item_id, row_of
 from heliotrope_bench.peers.peer import COUNT, Found, NewItem, Peer, Search, Site
 from heliotrope_bench.peers.peer import Question as Asked
-from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import CatalogItem
 from heliotrope_server.answerer import Question
 from heliotrope_server.catalogue_log import encode_upsert
@@ -38,9 +37,8 @@ class HeliotropeEngine(Peer):
 
     async def load(self, vectors: NDArray[np.float32], site: Site) -> None:
         """Starts the engine and records the users' past; the vectors are in the snapshot."""
-        encoder = TextEncoder.open(self._data.model, threads=1) if self._data.model else None
         data = self._data
-        self._engine = await started_engine(data.snapshots, site.folder, EngineSettings(), Embedder(encoder))
+        self._engine = await started_engine(data.snapshots, site.folder, EngineSettings(), Embedder(None))
         self._log = RecordLog(site.folder / "catalogue")
         for start in range(0, len(data.past), _BATCH):
             await self._record(data.past[start : start + _BATCH])
@@ -54,13 +52,15 @@ class HeliotropeEngine(Peer):
 
     async def upsert(self, items: Sequence[NewItem]) -> None:
         engine = self._engine
-        named = [CatalogItem(item_id(item.row), item.text) for item in items]
-        pooled, _ = await engine.embedder.embed_items(named)
-        version, model = engine.catalogue.version, engine.embedder.model_version
-        entries = [
-            DeltaItem(item, vector, None, 0.0, version, model, engine.added_s(item.item_id))
-            for item, vector in zip(named, pooled, strict=True)
-        ]
+        entries = []
+        for item in items:
+            assert item.embedding is not None, "the items that arrive come with their vectors"
+            vector = np.array(item.embedding.values, np.float32)
+            known, name = item.embedding.model_version, item_id(item.row)
+            added_s = engine.added_s(name)
+            entries.append(
+                DeltaItem(CatalogItem(name, item.text), vector, None, 0.0, engine.catalogue.version, known, added_s)
+            )
         await self._log.append([encode_upsert(entry) for entry in entries], lambda first: first)
         engine.catch_up_catalogue()
 

@@ -34,7 +34,6 @@ class OurData:
     """What Heliotrope serves: a store whose items are called i0, i1, ... by row, and its users' past."""
 
     snapshots: Path
-    model: Path | None
     past: Sequence[Event]
 
 
@@ -62,7 +61,6 @@ class HeliotropeServer(Peer):
         """Starts the server and records the users' past; the vectors are in the snapshot."""
         data = self._data
         flags = ["--snapshots", str(data.snapshots), "--data", str(site.folder / "data"), "--port", "0"]
-        flags += ["--model", str(data.model)] if data.model else []
         server = Server(flags, log=site.folder / "serve.log", cpus=site.server_cpus)
         self._server = self._exits.enter_context(server)
         with Client(server.address, timeout_s=CALL_TIMEOUT_S) as client:
@@ -84,7 +82,9 @@ class HeliotropeServer(Peer):
         )
 
     async def upsert(self, items: Sequence[NewItem]) -> None:
-        await self._client.upsert_items([Item(item_id=item_id(item.row), title=item.text) for item in items])
+        await self._client.upsert_items(
+            [Item(item_id=item_id(item.row), title=item.text, text_embedding=item.embedding) for item in items]
+        )
 
     async def record(self, user_id: str, row: int, event_id: str) -> None:
         event = Event(user_id, item_id(row), "click", event_id=event_id).to_proto()

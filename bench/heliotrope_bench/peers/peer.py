@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope import TextEmbedding
+
 COUNT = 10
 """Items in an answer."""
 LINKS, BUILD_WIDTH = 16, 100
@@ -51,11 +53,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class NewItem:
-    """An item that arrives while the peers are measured: its row [x ; b] (D,), and the text that x is of."""
+    """An item that arrives while the peers are measured: its row [x ; b] (D,), the text that x is of, and what the text
+    encoder made of it, from which Heliotrope works out x. All are given a vector; nobody embeds.
+    """
 
     row: int
     vector: NDArray[np.float32]
     text: str
+    embedding: TextEmbedding | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19heliotrope/v1/admin.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetServingStatusRequest\"\xa3\x01\n\x18GetServingStatusResponse\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.heliotrope.v1.ShardStatus\x12\x12\n\nslot_count\x18\x02 \x01(\x05\x12\x16\n\x0eserver_version\x18\x03 \x01(\t\x12/\n\x08learning\x18\x04 \x01(\x0b\x32\x1d.heliotrope.v1.LearningStatus\"\x8a\x04\n\x0bShardStatus\x12\x13\n\x0bshard_index\x18\x01 \x01(\x05\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nfirst_slot\x18\x03 \x01(\x05\x12\x10\n\x08\x65nd_slot\x18\x04 \x01(\x05\x12\x18\n\x10snapshot_version\x18\x05 \x01(\t\x12\x12\n\nitem_count\x18\x06 \x01(\x03\x12\x18\n\x10\x64\x65lta_item_count\x18\x07 \x01(\x03\x12\x15\n\rprofile_count\x18\x08 \x01(\x03\x12\x13\n\x0b\x61pplied_lsn\x18\t \x01(\x03\x12\x11\n\tretriever\x18\n \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x0b \x01(\t\x12\x17\n\x0frecommend_count\x18\x0c \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\r \x01(\x03\x12\x19\n\x11uncertified_share\x18\x0e \x01(\x01\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treachable\x18\x10 \x01(\x08\x12\x17\n\x0fweights_version\x18\x14 \x01(\x03\x12\x1f\n\x17remembered_answer_count\x18\x15 \x01(\x03\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x16 \x01(\x03\x12\x1d\n\x15waiting_example_count\x18\x17 \x01(\x03\x12\x1a\n\x12lost_example_count\x18\x18 \x01(\x03\"\x84\x03\n\x0eLearningStatus\x12\x1a\n\x12leader_shard_index\x18\x01 \x01(\x05\x12\x18\n\x10leader_reachable\x18\x02 \x01(\x08\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x17\n\x0fweights_version\x18\x04 \x01(\x03\x12\x15\n\rexample_count\x18\x05 \x01(\x03\x12\x18\n\x10over_quota_count\x18\x06 \x01(\x03\x12\x13\n\x0bstale_count\x18\x07 \x01(\x03\x12\x15\n\rdiscard_count\x18\x08 \x01(\x03\x12\x30\n\x06shadow\x18\t \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x32\n\x08previous\x18\n \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x15\n\rshadow_change\x18\x0b \x01(\x01\x12/\n\x08versions\x18\x0c \x03(\x0b\x32\x1d.heliotrope.v1.WeightsVersion\"\xdb\x02\n\x11WeightsComparison\x12\x15\n\rexample_count\x18\x01 \x01(\x03\x12\x12\n\nuser_count\x18\x02 \x01(\x03\x12\x17\n\x0f\x61\x63tive_log_loss\x18\x03 \x01(\x01\x12\x16\n\x0eother_log_loss\x18\x04 \x01(\x01\x12\x16\n\x0estandard_error\x18\x05 \x01(\x01\x12\'\n\x1a\x61\x63tive_off_policy_log_loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12&\n\x19other_off_policy_log_loss\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12&\n\x19off_policy_standard_error\x18\x08 \x01(\x01H\x02\x88\x01\x01\x42\x1d\n\x1b_active_off_policy_log_lossB\x1c\n\x1a_other_off_policy_log_lossB\x1c\n\x1a_off_policy_standard_error\"\xd3\x01\n\x0eWeightsVersion\x12\x17\n\x0fweights_version\x18\x01 \x01(\x03\x12\x1e\n\x16parent_weights_version\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\ncomparison\x18\x04 \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\x12\x11\n\twithdrawn\x18\x06 \x01(\x08\"\x16\n\x14ListSnapshotsRequest\"J\n\x15ListSnapshotsResponse\x12\x31\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1e.heliotrope.v1.SnapshotSummary\"\xa9\x01\n\x0fSnapshotSummary\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12.\n\nbuild_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nitem_count\x18\x03 \x01(\x03\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x15\n\rrecall_at_100\x18\x05 \x01(\x01\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\x08\"3\n\x17\x41\x63tivateSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"w\n\x18\x41\x63tivateSnapshotResponse\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12!\n\x19previous_snapshot_version\x18\x02 \x01(\t\x12\x1e\n\x16\x66olded_migration_error\x18\x03 \x01(\x01\"\x19\n\x17RollBackSnapshotRequest\"4\n\x18RollBackSnapshotResponse\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x18\n\x16RollBackWeightsRequest\"U\n\x17RollBackWeightsResponse\x12\x17\n\x0fweights_version\x18\x01 \x01(\x03\x12!\n\x19withdrawn_weights_version\x18\x02 \x01(\x03\x32\xfb\x03\n\x0c\x41\x64minService\x12\x63\n\x10GetServingStatus\x12&.heliotrope.v1.GetServingStatusRequest\x1a\'.heliotrope.v1.GetServingStatusResponse\x12Z\n\rListSnapshots\x12#.heliotrope.v1.ListSnapshotsRequest\x1a$.heliotrope.v1.ListSnapshotsResponse\x12\x63\n\x10\x41\x63tivateSnapshot\x12&.heliotrope.v1.ActivateSnapshotRequest\x1a\'.heliotrope.v1.ActivateSnapshotResponse\x12\x63\n\x10RollBackSnapshot\x12&.heliotrope.v1.RollBackSnapshotRequest\x1a\'.heliotrope.v1.RollBackSnapshotResponse\x12`\n\x0fRollBackWeights\x12%.heliotrope.v1.RollBackWeightsRequest\x1a&.heliotrope.v1.RollBackWeightsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19heliotrope/v1/admin.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetServingStatusRequest\"\xa3\x01\n\x18GetServingStatusResponse\x12*\n\x06shards\x18\x01 \x03(\x0b\x32\x1a.heliotrope.v1.ShardStatus\x12\x12\n\nslot_count\x18\x02 \x01(\x05\x12\x16\n\x0eserver_version\x18\x03 \x01(\t\x12/\n\x08learning\x18\x04 \x01(\x0b\x32\x1d.heliotrope.v1.LearningStatus\"\xa1\x04\n\x0bShardStatus\x12\x13\n\x0bshard_index\x18\x01 \x01(\x05\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nfirst_slot\x18\x03 \x01(\x05\x12\x10\n\x08\x65nd_slot\x18\x04 \x01(\x05\x12\x18\n\x10snapshot_version\x18\x05 \x01(\t\x12\x12\n\nitem_count\x18\x06 \x01(\x03\x12\x18\n\x10\x64\x65lta_item_count\x18\x07 \x01(\x03\x12\x15\n\rprofile_count\x18\x08 \x01(\x03\x12\x13\n\x0b\x61pplied_lsn\x18\t \x01(\x03\x12\x11\n\tretriever\x18\n \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x0b \x01(\t\x12\x17\n\x0frecommend_count\x18\x0c \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\r \x01(\x03\x12\x19\n\x11uncertified_share\x18\x0e \x01(\x01\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treachable\x18\x10 \x01(\x08\x12\x17\n\x0fweights_version\x18\x14 \x01(\x03\x12\x1f\n\x17remembered_answer_count\x18\x15 \x01(\x03\x12\x16\n\x0e\x66\x65\x65\x64\x62\x61\x63k_count\x18\x16 \x01(\x03\x12\x1d\n\x15waiting_example_count\x18\x17 \x01(\x03\x12\x1a\n\x12lost_example_count\x18\x18 \x01(\x03\x12\x15\n\rmodel_version\x18\x19 \x01(\t\"\x84\x03\n\x0eLearningStatus\x12\x1a\n\x12leader_shard_index\x18\x01 \x01(\x05\x12\x18\n\x10leader_reachable\x18\x02 \x01(\x08\x12\x18\n\x10snapshot_version\x18\x03 \x01(\t\x12\x17\n\x0fweights_version\x18\x04 \x01(\x03\x12\x15\n\rexample_count\x18\x05 \x01(\x03\x12\x18\n\x10over_quota_count\x18\x06 \x01(\x03\x12\x13\n\x0bstale_count\x18\x07 \x01(\x03\x12\x15\n\rdiscard_count\x18\x08 \x01(\x03\x12\x30\n\x06shadow\x18\t \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x32\n\x08previous\x18\n \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x15\n\rshadow_change\x18\x0b \x01(\x01\x12/\n\x08versions\x18\x0c \x03(\x0b\x32\x1d.heliotrope.v1.WeightsVersion\"\xdb\x02\n\x11WeightsComparison\x12\x15\n\rexample_count\x18\x01 \x01(\x03\x12\x12\n\nuser_count\x18\x02 \x01(\x03\x12\x17\n\x0f\x61\x63tive_log_loss\x18\x03 \x01(\x01\x12\x16\n\x0eother_log_loss\x18\x04 \x01(\x01\x12\x16\n\x0estandard_error\x18\x05 \x01(\x01\x12\'\n\x1a\x61\x63tive_off_policy_log_loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12&\n\x19other_off_policy_log_loss\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12&\n\x19off_policy_standard_error\x18\x08 \x01(\x01H\x02\x88\x01\x01\x42\x1d\n\x1b_active_off_policy_log_lossB\x1c\n\x1a_other_off_policy_log_lossB\x1c\n\x1a_off_policy_standard_error\"\xd3\x01\n\x0eWeightsVersion\x12\x17\n\x0fweights_version\x18\x01 \x01(\x03\x12\x1e\n\x16parent_weights_version\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\ncomparison\x18\x04 \x01(\x0b\x32 .heliotrope.v1.WeightsComparison\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\x12\x11\n\twithdrawn\x18\x06 \x01(\x08\"\x16\n\x14ListSnapshotsRequest\"J\n\x15ListSnapshotsResponse\x12\x31\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1e.heliotrope.v1.SnapshotSummary\"\xa9\x01\n\x0fSnapshotSummary\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12.\n\nbuild_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nitem_count\x18\x03 \x01(\x03\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12\x15\n\rrecall_at_100\x18\x05 \x01(\x01\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\x08\"3\n\x17\x41\x63tivateSnapshotRequest\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"w\n\x18\x41\x63tivateSnapshotResponse\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\x12!\n\x19previous_snapshot_version\x18\x02 \x01(\t\x12\x1e\n\x16\x66olded_migration_error\x18\x03 \x01(\x01\"\x19\n\x17RollBackSnapshotRequest\"4\n\x18RollBackSnapshotResponse\x12\x18\n\x10snapshot_version\x18\x01 \x01(\t\"\x18\n\x16RollBackWeightsRequest\"U\n\x17RollBackWeightsResponse\x12\x17\n\x0fweights_version\x18\x01 \x01(\x03\x12!\n\x19withdrawn_weights_version\x18\x02 \x01(\x03\x32\xfb\x03\n\x0c\x41\x64minService\x12\x63\n\x10GetServingStatus\x12&.heliotrope.v1.GetServingStatusRequest\x1a\'.heliotrope.v1.GetServingStatusResponse\x12Z\n\rListSnapshots\x12#.heliotrope.v1.ListSnapshotsRequest\x1a$.heliotrope.v1.ListSnapshotsResponse\x12\x63\n\x10\x41\x63tivateSnapshot\x12&.heliotrope.v1.ActivateSnapshotRequest\x1a\'.heliotrope.v1.ActivateSnapshotResponse\x12\x63\n\x10RollBackSnapshot\x12&.heliotrope.v1.RollBackSnapshotRequest\x1a\'.heliotrope.v1.RollBackSnapshotResponse\x12`\n\x0fRollBackWeights\x12%.heliotrope.v1.RollBackWeightsRequest\x1a&.heliotrope.v1.RollBackWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVINGSTATUSRESPONSE']._serialized_start=105
   _globals['_GETSERVINGSTATUSRESPONSE']._serialized_end=268
   _globals['_SHARDSTATUS']._serialized_start=271
-  _globals['_SHARDSTATUS']._serialized_end=793
-  _globals['_LEARNINGSTATUS']._serialized_start=796
-  _globals['_LEARNINGSTATUS']._serialized_end=1184
-  _globals['_WEIGHTSCOMPARISON']._serialized_start=1187
-  _globals['_WEIGHTSCOMPARISON']._serialized_end=1534
-  _globals['_WEIGHTSVERSION']._serialized_start=1537
-  _globals['_WEIGHTSVERSION']._serialized_end=1748
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1750
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1772
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1774
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1848
-  _globals['_SNAPSHOTSUMMARY']._serialized_start=1851
-  _globals['_SNAPSHOTSUMMARY']._serialized_end=2020
-  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_start=2022
-  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_end=2073
-  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_start=2075
-  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_end=2194
-  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_start=2196
-  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_end=2221
-  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_start=2223
-  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_end=2275
-  _globals['_ROLLBACKWEIGHTSREQUEST']._serialized_start=2277
-  _globals['_ROLLBACKWEIGHTSREQUEST']._serialized_end=2301
-  _globals['_ROLLBACKWEIGHTSRESPONSE']._serialized_start=2303
-  _globals['_ROLLBACKWEIGHTSRESPONSE']._serialized_end=2388
-  _globals['_ADMINSERVICE']._serialized_start=2391
-  _globals['_ADMINSERVICE']._serialized_end=2898
+  _globals['_SHARDSTATUS']._serialized_end=816
+  _globals['_LEARNINGSTATUS']._serialized_start=819
+  _globals['_LEARNINGSTATUS']._serialized_end=1207
+  _globals['_WEIGHTSCOMPARISON']._serialized_start=1210
+  _globals['_WEIGHTSCOMPARISON']._serialized_end=1557
+  _globals['_WEIGHTSVERSION']._serialized_start=1560
+  _globals['_WEIGHTSVERSION']._serialized_end=1771
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1773
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1795
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1797
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1871
+  _globals['_SNAPSHOTSUMMARY']._serialized_start=1874
+  _globals['_SNAPSHOTSUMMARY']._serialized_end=2043
+  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_start=2045
+  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_end=2096
+  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_start=2098
+  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_end=2217
+  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_start=2219
+  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_end=2244
+  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_start=2246
+  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_end=2298
+  _globals['_ROLLBACKWEIGHTSREQUEST']._serialized_start=2300
+  _globals['_ROLLBACKWEIGHTSREQUEST']._serialized_end=2324
+  _globals['_ROLLBACKWEIGHTSRESPONSE']._serialized_start=2326
+  _globals['_ROLLBACKWEIGHTSRESPONSE']._serialized_end=2411
+  _globals['_ADMINSERVICE']._serialized_start=2414
+  _globals['_ADMINSERVICE']._serialized_end=2921
 # @@protoc_insertion_point(module_scope)

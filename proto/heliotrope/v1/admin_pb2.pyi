@@ -101,6 +101,7 @@ class ShardStatus(_message.Message):
     FEEDBACK_COUNT_FIELD_NUMBER: _builtins.int
     WAITING_EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     LOST_EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     shard_index: _builtins.int
     """Index of the shard, from 0."""
     address: _builtins.str
@@ -141,6 +142,8 @@ class ShardStatus(_message.Message):
     """Examples that wait: here for the leader to take them, on the leader for a batch to fill."""
     lost_example_count: _builtins.int
     """Examples lost since the start because too many waited."""
+    model_version: _builtins.str
+    """Version of the text model that the vectors of the active snapshot come from."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the shard started."""
@@ -169,10 +172,11 @@ class ShardStatus(_message.Message):
         feedback_count: _builtins.int = ...,
         waiting_example_count: _builtins.int = ...,
         lost_example_count: _builtins.int = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_lsn", b"applied_lsn", "delta_item_count", b"delta_item_count", "encoder", b"encoder", "end_slot", b"end_slot", "event_count", b"event_count", "feedback_count", b"feedback_count", "first_slot", b"first_slot", "item_count", b"item_count", "lost_example_count", b"lost_example_count", "profile_count", b"profile_count", "reachable", b"reachable", "recommend_count", b"recommend_count", "remembered_answer_count", b"remembered_answer_count", "retriever", b"retriever", "shard_index", b"shard_index", "snapshot_version", b"snapshot_version", "start_time", b"start_time", "uncertified_share", b"uncertified_share", "waiting_example_count", b"waiting_example_count", "weights_version", b"weights_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_lsn", b"applied_lsn", "delta_item_count", b"delta_item_count", "encoder", b"encoder", "end_slot", b"end_slot", "event_count", b"event_count", "feedback_count", b"feedback_count", "first_slot", b"first_slot", "item_count", b"item_count", "lost_example_count", b"lost_example_count", "model_version", b"model_version", "profile_count", b"profile_count", "reachable", b"reachable", "recommend_count", b"recommend_count", "remembered_answer_count", b"remembered_answer_count", "retriever", b"retriever", "shard_index", b"shard_index", "snapshot_version", b"snapshot_version", "start_time", b"start_time", "uncertified_share", b"uncertified_share", "waiting_example_count", b"waiting_example_count", "weights_version", b"weights_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

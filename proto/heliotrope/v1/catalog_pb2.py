@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/catalog.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x02\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\x05price\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x13\x61vailable_from_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x61vailable_until_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\nattributes\x18\t \x03(\x0b\x32#.heliotrope.v1.Item.AttributesEntry\x1aP\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.heliotrope.v1.AttributeValue:\x02\x38\x01\x42\x08\n\x06_price\"K\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x03 \x01(\x08H\x00\x42\x07\n\x05value\"8\n\x12UpsertItemsRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\"`\n\x13UpsertItemsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x02 \x01(\x05\x12\x1a\n\x12truncated_item_ids\x18\x03 \x03(\t\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\",\n\x13\x44\x65leteItemsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\"!\n\x0eGetItemRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"\\\n\x0fGetItemResponse\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x18\n\x10live_event_count\x18\x03 \x01(\x01\"9\n\x10ListItemsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x12SearchItemsRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"@\n\x13SearchItemsResponse\x12)\n\x07matches\x18\x01 \x03(\x0b\x32\x18.heliotrope.v1.ItemMatch\"B\n\tItemMatch\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x32\xac\x03\n\x0e\x43\x61talogService\x12T\n\x0bUpsertItems\x12!.heliotrope.v1.UpsertItemsRequest\x1a\".heliotrope.v1.UpsertItemsResponse\x12T\n\x0b\x44\x65leteItems\x12!.heliotrope.v1.DeleteItemsRequest\x1a\".heliotrope.v1.DeleteItemsResponse\x12H\n\x07GetItem\x12\x1d.heliotrope.v1.GetItemRequest\x1a\x1e.heliotrope.v1.GetItemResponse\x12N\n\tListItems\x12\x1f.heliotrope.v1.ListItemsRequest\x1a .heliotrope.v1.ListItemsResponse\x12T\n\x0bSearchItems\x12!.heliotrope.v1.SearchItemsRequest\x1a\".heliotrope.v1.SearchItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheliotrope/v1/catalog.proto\x12\rheliotrope.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x03\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\x05price\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\x13\x61vailable_from_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x61vailable_until_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\nattributes\x18\t \x03(\x0b\x32#.heliotrope.v1.Item.AttributesEntry\x12\x34\n\x0etext_embedding\x18\n \x01(\x0b\x32\x1c.heliotrope.v1.TextEmbedding\x1aP\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.heliotrope.v1.AttributeValue:\x02\x38\x01\x42\x08\n\x06_price\"6\n\rTextEmbedding\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x02\"K\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x03 \x01(\x08H\x00\x42\x07\n\x05value\"8\n\x12UpsertItemsRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\"`\n\x13UpsertItemsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x16\n\x0ereplaced_count\x18\x02 \x01(\x05\x12\x1a\n\x12truncated_item_ids\x18\x03 \x03(\t\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\",\n\x13\x44\x65leteItemsResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x05\"!\n\x0eGetItemRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\"\\\n\x0fGetItemResponse\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\x12\x18\n\x10live_event_count\x18\x03 \x01(\x01\"9\n\x10ListItemsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.heliotrope.v1.Item\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x12SearchItemsRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"@\n\x13SearchItemsResponse\x12)\n\x07matches\x18\x01 \x03(\x0b\x32\x18.heliotrope.v1.ItemMatch\"B\n\tItemMatch\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.heliotrope.v1.Item\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x32\xac\x03\n\x0e\x43\x61talogService\x12T\n\x0bUpsertItems\x12!.heliotrope.v1.UpsertItemsRequest\x1a\".heliotrope.v1.UpsertItemsResponse\x12T\n\x0b\x44\x65leteItems\x12!.heliotrope.v1.DeleteItemsRequest\x1a\".heliotrope.v1.DeleteItemsResponse\x12H\n\x07GetItem\x12\x1d.heliotrope.v1.GetItemRequest\x1a\x1e.heliotrope.v1.GetItemResponse\x12N\n\tListItems\x12\x1f.heliotrope.v1.ListItemsRequest\x1a .heliotrope.v1.ListItemsResponse\x12T\n\x0bSearchItems\x12!.heliotrope.v1.SearchItemsRequest\x1a\".heliotrope.v1.SearchItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEM_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_ITEM_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_ITEM']._serialized_start=80
-  _globals['_ITEM']._serialized_end=461
-  _globals['_ITEM_ATTRIBUTESENTRY']._serialized_start=371
-  _globals['_ITEM_ATTRIBUTESENTRY']._serialized_end=451
-  _globals['_ATTRIBUTEVALUE']._serialized_start=463
-  _globals['_ATTRIBUTEVALUE']._serialized_end=538
-  _globals['_UPSERTITEMSREQUEST']._serialized_start=540
-  _globals['_UPSERTITEMSREQUEST']._serialized_end=596
-  _globals['_UPSERTITEMSRESPONSE']._serialized_start=598
-  _globals['_UPSERTITEMSRESPONSE']._serialized_end=694
-  _globals['_DELETEITEMSREQUEST']._serialized_start=696
-  _globals['_DELETEITEMSREQUEST']._serialized_end=734
-  _globals['_DELETEITEMSRESPONSE']._serialized_start=736
-  _globals['_DELETEITEMSRESPONSE']._serialized_end=780
-  _globals['_GETITEMREQUEST']._serialized_start=782
-  _globals['_GETITEMREQUEST']._serialized_end=815
-  _globals['_GETITEMRESPONSE']._serialized_start=817
-  _globals['_GETITEMRESPONSE']._serialized_end=909
-  _globals['_LISTITEMSREQUEST']._serialized_start=911
-  _globals['_LISTITEMSREQUEST']._serialized_end=968
-  _globals['_LISTITEMSRESPONSE']._serialized_start=970
-  _globals['_LISTITEMSRESPONSE']._serialized_end=1050
-  _globals['_SEARCHITEMSREQUEST']._serialized_start=1052
-  _globals['_SEARCHITEMSREQUEST']._serialized_end=1102
-  _globals['_SEARCHITEMSRESPONSE']._serialized_start=1104
-  _globals['_SEARCHITEMSRESPONSE']._serialized_end=1168
-  _globals['_ITEMMATCH']._serialized_start=1170
-  _globals['_ITEMMATCH']._serialized_end=1236
-  _globals['_CATALOGSERVICE']._serialized_start=1239
-  _globals['_CATALOGSERVICE']._serialized_end=1667
+  _globals['_ITEM']._serialized_end=515
+  _globals['_ITEM_ATTRIBUTESENTRY']._serialized_start=425
+  _globals['_ITEM_ATTRIBUTESENTRY']._serialized_end=505
+  _globals['_TEXTEMBEDDING']._serialized_start=517
+  _globals['_TEXTEMBEDDING']._serialized_end=571
+  _globals['_ATTRIBUTEVALUE']._serialized_start=573
+  _globals['_ATTRIBUTEVALUE']._serialized_end=648
+  _globals['_UPSERTITEMSREQUEST']._serialized_start=650
+  _globals['_UPSERTITEMSREQUEST']._serialized_end=706
+  _globals['_UPSERTITEMSRESPONSE']._serialized_start=708
+  _globals['_UPSERTITEMSRESPONSE']._serialized_end=804
+  _globals['_DELETEITEMSREQUEST']._serialized_start=806
+  _globals['_DELETEITEMSREQUEST']._serialized_end=844
+  _globals['_DELETEITEMSRESPONSE']._serialized_start=846
+  _globals['_DELETEITEMSRESPONSE']._serialized_end=890
+  _globals['_GETITEMREQUEST']._serialized_start=892
+  _globals['_GETITEMREQUEST']._serialized_end=925
+  _globals['_GETITEMRESPONSE']._serialized_start=927
+  _globals['_GETITEMRESPONSE']._serialized_end=1019
+  _globals['_LISTITEMSREQUEST']._serialized_start=1021
+  _globals['_LISTITEMSREQUEST']._serialized_end=1078
+  _globals['_LISTITEMSRESPONSE']._serialized_start=1080
+  _globals['_LISTITEMSRESPONSE']._serialized_end=1160
+  _globals['_SEARCHITEMSREQUEST']._serialized_start=1162
+  _globals['_SEARCHITEMSREQUEST']._serialized_end=1212
+  _globals['_SEARCHITEMSRESPONSE']._serialized_start=1214
+  _globals['_SEARCHITEMSRESPONSE']._serialized_end=1278
+  _globals['_ITEMMATCH']._serialized_start=1280
+  _globals['_ITEMMATCH']._serialized_end=1346
+  _globals['_CATALOGSERVICE']._serialized_start=1349
+  _globals['_CATALOGSERVICE']._serialized_end=1777
 # @@protoc_insertion_point(module_scope)

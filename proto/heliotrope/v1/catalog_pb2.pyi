@@ -55,6 +55,7 @@ class Item(_message.Message):
     AVAILABLE_FROM_TIME_FIELD_NUMBER: _builtins.int
     AVAILABLE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    TEXT_EMBEDDING_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """Id of the item, 1 to 256 bytes of UTF-8."""
     title: _builtins.str
@@ -83,6 +84,12 @@ class Item(_message.Message):
         embedded.
         """
 
+    @_builtins.property
+    def text_embedding(self) -> Global___TextEmbedding:
+        """The vector of the item's text, where the caller has it already: the text is then not embedded, now or by a rebuild
+        that takes the item from the server. Never in an answer.
+        """
+
     def __init__(
         self,
         *,
@@ -95,16 +102,45 @@ class Item(_message.Message):
         available_from_time: _timestamp_pb2.Timestamp | None = ...,
         available_until_time: _timestamp_pb2.Timestamp | None = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValue] | None = ...,
+        text_embedding: Global___TextEmbedding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "price", b"price"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "price", b"price", "text_embedding", b"text_embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "attributes", b"attributes", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "categories", b"categories", "description", b"description", "item_id", b"item_id", "price", b"price", "provider", b"provider", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_price", b"_price", "attributes", b"attributes", "available_from_time", b"available_from_time", "available_until_time", b"available_until_time", "categories", b"categories", "description", b"description", "item_id", b"item_id", "price", b"price", "provider", b"provider", "text_embedding", b"text_embedding", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__price: _TypeAlias = _typing.Literal["price"]  # noqa: Y015
     _WhichOneofArgType__price: _TypeAlias = _typing.Literal["_price", b"_price"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__price) -> _WhichOneofReturnType__price | None: ...
 
 Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class TextEmbedding(_message.Message):
+    """What a text encoder made of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """Version of the model, as `ShardStatus.model_version` tells it; another one is an error."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The pooled output of the model, as many finite values as it has dimensions, not all of them 0."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextEmbedding: _TypeAlias = TextEmbedding  # noqa: Y015
 
 @_typing.final
 class AttributeValue(_message.Message):
@@ -177,7 +213,9 @@ class UpsertItemsResponse(_message.Message):
     """How many replaced an item of the same id."""
     @_builtins.property
     def truncated_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids whose text was longer than the model reads; the rest of their text was not embedded."""
+        """Ids whose text was longer than the model reads; the rest of their text was not embedded. Only of items whose text
+        was embedded for this call, or before by this model.
+        """
 
     def __init__(
         self,

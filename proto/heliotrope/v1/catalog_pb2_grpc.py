@@ -67,7 +67,8 @@ class CatalogServiceServicer:
     """
 
     def UpsertItems(self, request, context):
-        """Adds or replaces up to 256 items. Each is embedded and can be recommended when the call returns.
+        """Adds or replaces up to 256 items. Each is embedded, unless its vector is known, and can be recommended when the call
+        returns. An item that is served already exactly as given stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,9 @@ class CatalogServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CatalogServiceAsyncStub: ...
     UpsertItems: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.UpsertItemsRequest, _catalog_pb2.UpsertItemsResponse]
-    """Adds or replaces up to 256 items. Each is embedded and can be recommended when the call returns."""
+    """Adds or replaces up to 256 items. Each is embedded, unless its vector is known, and can be recommended when the call
+    returns. An item that is served already exactly as given stays as it is.
+    """
     DeleteItems: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DeleteItemsRequest, _catalog_pb2.DeleteItemsResponse]
     """Removes up to 256 items; no later answer contains them."""
     GetItem: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetItemRequest, _catalog_pb2.GetItemResponse]
@@ -50,7 +52,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UpsertItems: _aio.UnaryUnaryMultiCallable[_catalog_pb2.UpsertItemsRequest, _catalog_pb2.UpsertItemsResponse]  # type: ignore[assignment]
-    """Adds or replaces up to 256 items. Each is embedded and can be recommended when the call returns."""
+    """Adds or replaces up to 256 items. Each is embedded, unless its vector is known, and can be recommended when the call
+    returns. An item that is served already exactly as given stays as it is.
+    """
     DeleteItems: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DeleteItemsRequest, _catalog_pb2.DeleteItemsResponse]  # type: ignore[assignment]
     """Removes up to 256 items; no later answer contains them."""
     GetItem: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetItemRequest, _catalog_pb2.GetItemResponse]  # type: ignore[assignment]
@@ -69,7 +73,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.UpsertItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.UpsertItemsResponse, _abc.Awaitable[_catalog_pb2.UpsertItemsResponse]]:
-        """Adds or replaces up to 256 items. Each is embedded and can be recommended when the call returns."""
+        """Adds or replaces up to 256 items. Each is embedded, unless its vector is known, and can be recommended when the call
+        returns. An item that is served already exactly as given stays as it is.
+        """
 
     @_abc_1.abstractmethod
     def DeleteItems(

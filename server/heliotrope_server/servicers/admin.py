@@ -169,6 +169,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             applied_lsn=engine.applied_lsn,
             retriever=engine.answerer.retriever_description,
             encoder=engine.embedder.description,
+            model_version=engine.catalogue.snapshot.manifest.model_version,
             recommend_count=engine.answerer.recommend_count,
             event_count=engine.event_count,
             uncertified_share=engine.answerer.uncertified_count / max(engine.answerer.recommend_count, 1),

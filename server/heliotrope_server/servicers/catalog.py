@@ -1,15 +1,17 @@
 """CatalogService. Reads are answered by any shard; writes are made by shard 0 and awaited on all."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from heliotrope.internal.v1 import peer_pb2
 from heliotrope.v1 import catalog_pb2 as pb
 from heliotrope.v1 import catalog_pb2_grpc
-from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.catalogue_log import DELETE, encode_upsert
 from heliotrope_server.engine import MAX_COUNT, MAX_TEXT, Engine, check_text
@@ -51,8 +53,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         if len({item.item_id for item in items}) < len(items):
             raise InvalidArgumentError("DUPLICATE_ITEM_ID", "one call may name an item only once")
         with self._gate.hold(request.ByteSize()):
-            async with self._writing:
-                return await self._upsert(items, context)
+            return await self._upsert(items, request.items, context)
 
     async def DeleteItems(self, request: pb.DeleteItemsRequest, context: Any) -> pb.DeleteItemsResponse:
         _check_size("item_ids", len(request.item_ids), MAX_BATCH)
@@ -123,34 +124,70 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
             ]
         )
 
-    async def _upsert(self, items: list[CatalogItem], context: Any) -> pb.UpsertItemsResponse:
-        entries, truncated = await self._embedded(items)
-        replaced = sum(self._engine.knows_item(item.item_id) for item in items)
-        await self._write([encode_upsert(entry) for entry in entries], context)
-        return pb.UpsertItemsResponse(
-            created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
-        )
+    async def _upsert(
+        self, items: list[CatalogItem], messages: Iterable[pb.Item], context: Any
+    ) -> pb.UpsertItemsResponse:
+        """`items` are those of the messages, checked."""
+        while True:
+            catalogue = self._engine.catalogue
+            known = known_vectors(messages, catalogue.snapshot)
+            changed = [item for item in items if item.item_id in known or not self._is_served(item)]
+            entries, truncated = await self._embedded(changed, known) if changed else ([], [])
+            async with self._writing:
+                if self._engine.catalogue is not catalogue:
+                    continue  # what the items keep of those they replace is of another snapshot now
+                replaced = sum(self._engine.knows_item(item.item_id) for item in items)
+                if entries:
+                    await self._write([encode_upsert(entry) for entry in entries], context)
+            return pb.UpsertItemsResponse(
+                created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
+            )
 
-    async def _embedded(self, items: list[CatalogItem]) -> tuple[list[DeltaItem], list[str]]:
+    def _is_served(self, item: CatalogItem) -> bool:
+        row = self._engine.catalogue.row_of(item.item_id)
+        return row is not None and self._engine.catalogue.item(row) == item
+
+    async def _embedded(
+        self, items: list[CatalogItem], known: dict[str, NDArray[np.float32]]
+    ) -> tuple[list[DeltaItem], list[str]]:
         """Embeds new texts together with those they replace, whose residual the items keep."""
         catalogue = self._engine.catalogue
-        rows = {item.item_id: catalogue.snapshot.row_of(item.item_id) for item in items}
-        kept = [(item_id, row) for item_id, row in rows.items() if row is not None]
-        pooled, truncated = await self._engine.embedder.embed_items(items)
-        residuals: dict[str, Any] = {}
-        if kept:
-            old_pooled, _ = await self._engine.embedder.embed_items([catalogue.snapshot.item(row) for _, row in kept])
-            for (item_id, row), text_vector in zip(kept, catalogue.project(old_pooled), strict=True):
-                residuals[item_id] = (catalogue.row_vector(row) - text_vector).astype(np.float32)
-        model_version = self._engine.embedder.model_version
+        vectors, truncated = dict(known), list[str]()
+        unknown = [item for item in items if item.item_id not in known]
+        if unknown:
+            pooled, truncated = await self._engine.embedder.embed_items(unknown)
+            vectors |= zip((item.item_id for item in unknown), pooled, strict=True)
+        residuals = await self._residuals(items)
+        model_version = catalogue.snapshot.manifest.model_version
         entries = []
-        for item, vector in zip(items, pooled, strict=True):
-            replaced = rows[item.item_id]
-            bias = 0.0 if replaced is None else catalogue.bias(replaced)
-            residual = residuals.get(item.item_id)
-            added_s = self._engine.added_s(item.item_id)
+        for item in items:
+            row = catalogue.snapshot.row_of(item.item_id)
+            bias = 0.0 if row is None else catalogue.bias(row)
+            residual, added_s = residuals.get(item.item_id), self._engine.added_s(item.item_id)
+            vector = vectors[item.item_id]
             entries.append(DeltaItem(item, vector, residual, bias, catalogue.version, model_version, added_s))
         return entries, truncated
+
+    async def _residuals(self, items: list[CatalogItem]) -> dict[str, NDArray[np.float32]]:
+        """By item id, for those that the snapshot has: what is in their vector (d,) beside the projected text."""
+        catalogue = self._engine.catalogue
+        residuals, rows = {}, {}
+        for item in items:
+            row = catalogue.snapshot.row_of(item.item_id)
+            if row is None:
+                continue
+            # A row that is served from the delta was replaced before, and what it had then is known.
+            residual = catalogue.kept_residual(item.item_id)
+            if residual is None:
+                rows[item.item_id] = row
+            else:
+                residuals[item.item_id] = residual
+        if rows:
+            old = [catalogue.snapshot.item(row) for row in rows.values()]
+            pooled, _ = await self._engine.embedder.embed_items(old)
+            of_text = zip(rows.items(), catalogue.project(pooled), strict=True)
+            residuals |= {item_id: catalogue.row_vector(row) - text for (item_id, row), text in of_text}
+        return residuals
 
     async def _write(self, records: list[Any], context: Any) -> None:
         """Makes changes durable, applies them here, and waits until every other shard has applied them."""
@@ -203,6 +240,35 @@ def checked_item(message: pb.Item) -> CatalogItem:
         message.provider,
         checked_attributes(message),
     )
+
+
+def known_vectors(items: Iterable[pb.Item], snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
+    """The vectors (D,) that come with items, by item id; raises InvalidArgumentError for what is none of this model."""
+    model_version, dimension = snapshot.manifest.model_version, snapshot.projection.shape[1]
+    known = {}
+    for item in items:
+        if not item.HasField("text_embedding"):
+            continue
+        given = item.text_embedding
+        if given.model_version != model_version:
+            raise InvalidArgumentError(
+                "MODEL_MISMATCH",
+                f"text_embedding of {item.item_id[:64]!r} is of model {given.model_version[:64]!r}; "
+                f"the vectors that are served are of {model_version!r}",
+                value=given.model_version[:256],
+                limit=model_version,
+            )
+        vector = np.array(given.values, dtype=np.float32)
+        if len(vector) != dimension or not np.isfinite(vector).all() or not vector.any():
+            raise InvalidArgumentError(
+                "INVALID_TEXT_EMBEDDING",
+                f"text_embedding of {item.item_id[:64]!r} must hold {dimension} finite values that are not all 0; "
+                f"it holds {len(vector)}, {int(np.isfinite(vector).sum())} of them finite",
+                value=len(vector),
+                limit=dimension,
+            )
+        known[item.item_id] = vector
+    return known
 
 
 def item_message(item: CatalogItem) -> pb.Item:
