@@ -33,6 +33,8 @@ INTERCEPT = 6
 FRESHNESS = 7
 OTHER_EVENTS = 8
 
+_COLUMNS = (FOLDED_EVENTS, OTHER_EVENTS, PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT)
+
 NAMED_EVENTS = 3
 """Events that are named with each recommendation, those of the largest shares; the others are summed."""
 
@@ -137,36 +139,35 @@ class Explainer:
         rows = np.concatenate([one.rows for one in asked]) if len(asked) > 1 else asked[0].rows
         # A_h x_i for all horizons, (k, H d) of all lists together.
         aims = item_vectors(catalogue, live, rows) @ stacked_matrices.T
-        biases, boosts = item_biases(catalogue, live, rows), live.boosts[rows]
+        # The columns of all lists at once; a list without events that are not named, or folded, begins further right.
+        columns = np.empty((len(rows), len(_COLUMNS)))
+        columns[:, 3], columns[:, 4] = item_biases(catalogue, live, rows), live.boosts[rows]
+        columns[:, 5] = intercept
         explained, end = [], 0
         for profile, own, time_s in asked:
             begin, end = end, end + len(own)
-            own_aims = aims[begin:end]
-            kinds, events = [PRIOR, ITEM_BIAS, LIVE_POPULARITY, INTERCEPT], {}
-            others, folded, fresh = None, None, None
+            terms = columns[begin:end]
+            kinds: tuple[int, ...] = _COLUMNS
+            events: dict[int, tuple[bytes, bytes]] = {}
             if profile is None:
-                lead = np.tile(catalogue.prior, len(self._kappas))
-                prior = own_aims @ lead
                 named, shares = np.empty((len(own), 0), dtype=np.int64), np.empty((len(own), 0))
+                terms[:, 2] = aims[begin:end] @ np.tile(catalogue.prior, len(self._kappas))
+                terms, kinds = terms[:, 2:], kinds[2:]
             else:
-                found, said_folded = self._shares(profile, own, own_aims, time_s, most_named)
-                named, shares, prior = found.places, found.shares, found.prior
+                found, said_folded = self._shares(profile, own, aims[begin:end], time_s, most_named)
+                named, shares, terms[:, 1], terms[:, 2] = found.places, found.shares, found.others, found.prior
                 if named.size:
                     events = profile.events.names(list(set(named.ravel().tolist())), found.starts)
-                if found.adding > named.shape[1]:
-                    kinds.append(OTHER_EVENTS)
-                    others = found.others
-                if profile.folded is not None or said_folded is not None:
-                    kinds.append(FOLDED_EVENTS)
-                    folded = found.folded if said_folded is None else found.folded + said_folded
+                all_named = found.adding == named.shape[1]
+                if profile.folded is None and said_folded is None:
+                    first = 2 if all_named else 1
+                    terms, kinds = terms[:, first:], kinds[first:]
+                else:
+                    terms[:, 0] = found.folded if said_folded is None else found.folded + said_folded
+                    if all_named:
+                        terms, kinds = np.delete(terms, 1, axis=1), (kinds[0], *kinds[2:])
             if freshness and any(added := [freshness.get(row, 0.0) for row in own.tolist()]):
-                kinds.append(FRESHNESS)
-                fresh = added
-            terms = np.empty((len(own), len(kinds)))
-            terms[:, 0], terms[:, 1], terms[:, 2] = prior, biases[begin:end], boosts[begin:end]
-            terms[:, 3] = intercept
-            for column, values in enumerate((one for one in (others, folded, fresh) if one is not None), 4):
-                terms[:, column] = values
+                terms, kinds = np.column_stack([terms, added]), (*kinds, FRESHNESS)
             explained.append(Explanations(named, shares, events, kinds, terms))
         return explained
 

@@ -29,7 +29,7 @@ from heliotrope_server.profile import Profile
 from tests.server import worlds
 
 NOW_S = 1.7e9
-ITEMS, DIMENSION = 120, 8
+ITEMS, DIMENSION = 120, 21
 RING = 8
 
 HAPPENINGS = st.lists(

@@ -83,6 +83,8 @@ def load() -> Any:
     library = ctypes.CDLL(str(PATH))
     library.heliotrope_rank.argtypes = (ctypes.POINTER(JobStruct),)
     library.heliotrope_rank.restype = None
+    if not hasattr(library, "heliotrope_event_shares"):
+        raise OSError(f"{PATH} is of an older source: run `python indexer/build_kernel.py`")
     library.heliotrope_event_shares.argtypes = (ctypes.POINTER(ShareJobStruct),)
     library.heliotrope_event_shares.restype = None
     library.heliotrope_errors.argtypes = (
