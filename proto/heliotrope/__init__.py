@@ -11,6 +11,7 @@ from heliotrope.call import EventReceipt
 from heliotrope.client import Client
 from heliotrope.connection import Tls
 from heliotrope.errors import (
+    AuthenticationError,
     ConnectionSettingsError,
     DeadlineExceededError,
     FailedPreconditionError,
@@ -19,6 +20,7 @@ from heliotrope.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     ServerError,
     UnavailableError,
     UnsupportedError,
@@ -42,6 +44,7 @@ from heliotrope.v1.recommendation_pb2 import ContributionKind, RecommendRequest,
 
 __all__ = [
     "AsyncClient",
+    "AuthenticationError",
     "Client",
     "ConnectionSettingsError",
     "ContributionKind",
@@ -55,6 +58,7 @@ __all__ = [
     "Item",
     "NotFoundError",
     "OverloadedError",
+    "PermissionDeniedError",
     "RecommendRequest",
     "RetryPolicy",
     "ServerError",

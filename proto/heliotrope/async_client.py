@@ -9,7 +9,15 @@ import grpc
 
 from heliotrope import call as calls
 from heliotrope.call import MAX_BATCH_EVENTS, MAX_BATCH_USERS, Call, EventReceipt, ListRules, SeenPolicyName
-from heliotrope.connection import CONNECT_TIMEOUT_S, AsyncStubs, Tls, channel_options, check_address
+from heliotrope.connection import (
+    CONNECT_TIMEOUT_S,
+    AsyncStubs,
+    Tls,
+    Token,
+    channel_options,
+    check_address,
+    token_metadata,
+)
 from heliotrope.errors import ServerError, UnavailableError, UnsupportedError, from_element, from_rpc_error
 from heliotrope.event import Event, EventTypeName, Time
 from heliotrope.retry import Attempts, RetryPolicy
@@ -36,17 +44,20 @@ class AsyncClient:
         address: str,
         *,
         tls: Tls | None = None,
+        token: Token | None = None,
         timeout_s: float = 10.0,
         retry: RetryPolicy | None = None,
         direct: bool = True,
     ) -> None:
         """Connects when first used. `direct=False` sends everything through `address`.
 
+        `token` goes with every call; a function is asked for it each time, so that it can be renewed.
         Raises ConnectionSettingsError for an address that is not HOST:PORT or an unusable TLS file.
         """
         self._router = Router(check_address(address), direct=direct)
         self._credentials = tls.credentials() if tls else None
         self._options = channel_options(address, tls)
+        self._token = token_metadata(token)
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         self._stubs: dict[str, AsyncStubs] = {}
@@ -153,7 +164,9 @@ class AsyncClient:
         )
         stubs = await self._stubs_of(self._router.entry)
         try:
-            async for reply in stubs.recommendation.StreamRecommend(requests, timeout=timeout_s):
+            async for reply in stubs.recommendation.StreamRecommend(
+                requests, timeout=timeout_s, metadata=self._token()
+            ):
                 yield calls.answer(reply)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
@@ -211,7 +224,7 @@ class AsyncClient:
 
         stubs = await self._stubs_of(self._router.entry)
         try:
-            async for reply in stubs.event.StreamEvents(messages(), timeout=timeout_s):
+            async for reply in stubs.event.StreamEvents(messages(), timeout=timeout_s, metadata=self._token()):
                 yield calls.stream_receipt(sent.pop(0), reply)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
@@ -255,7 +268,7 @@ class AsyncClient:
         request = profile_pb2.ExportProfileRequest(user_id=user_id)
         stubs = await self._stubs_of(self._router.address_of(user_id))
         try:
-            async for part in stubs.profile.ExportProfile(request, timeout=timeout_s):
+            async for part in stubs.profile.ExportProfile(request, timeout=timeout_s, metadata=self._token()):
                 yield part.profile if part.HasField("profile") else part.event
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
@@ -344,7 +357,9 @@ class AsyncClient:
             address = self._router.address_of(call.user_id)
             try:
                 stubs = await self._stubs_of(address)
-                reply: Reply = await call.method(stubs)(call.request, timeout=attempts.remaining_s())
+                reply: Reply = await call.method(stubs)(
+                    call.request, timeout=attempts.remaining_s(), metadata=self._token()
+                )
                 return reply
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
@@ -362,7 +377,9 @@ class AsyncClient:
         stubs = await self._stubs_of(self._router.entry)
         try:
             status = await stubs.admin.GetServingStatus(
-                admin_pb2.GetServingStatusRequest(), timeout=min(CONNECT_TIMEOUT_S, timeout_s)
+                admin_pb2.GetServingStatusRequest(),
+                timeout=min(CONNECT_TIMEOUT_S, timeout_s),
+                metadata=self._token(),
             )
         except grpc.RpcError as error:
             if isinstance(from_rpc_error(error), UnsupportedError):

@@ -1,5 +1,6 @@
 """Channels to a server: addresses, TLS, and the stubs of the six services on one channel."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+Token = str | Callable[[], str]
+Metadata = tuple[tuple[str, str], ...]
 
 CONNECT_TIMEOUT_S = 1.0
 """How long the first connection to a shard's own address may take before the entry is used instead."""
@@ -50,6 +54,16 @@ class Tls:
             private_key=_read_pem(self.key),
             certificate_chain=_read_pem(self.certificate),
         )
+
+
+def token_metadata(token: Token | None) -> Callable[[], Metadata]:
+    """What makes the metadata of a call."""
+    if token is None:
+        return lambda: ()
+    if callable(token):
+        return lambda: (("authorization", f"Bearer {token()}"),)
+    fixed = (("authorization", f"Bearer {token}"),)
+    return lambda: fixed
 
 
 class Stubs:

@@ -3,6 +3,8 @@
 HeliotropeError
 ├── ConnectionSettingsError     the address or the TLS files can't be used; nothing was sent
 └── ServerError                 the server refused the call, or no answer came
+    ├── AuthenticationError     no credentials, or none that the server takes
+    ├── PermissionDeniedError   the credentials do not allow the call
     ├── InvalidRequestError     a field is outside of its limits
     ├── NotFoundError           the item, or the snapshot, does not exist
     ├── FailedPreconditionError the server's state does not allow it
@@ -56,6 +58,14 @@ class ServerError(HeliotropeError):
         self.metadata = dict(metadata or {})
         self.code = code
         self.retry_after_s = retry_after_s
+
+
+class AuthenticationError(ServerError):
+    """No credentials, or none that the server takes."""
+
+
+class PermissionDeniedError(ServerError):
+    """The credentials do not allow the call; `metadata` names the scope or the tenant."""
 
 
 class InvalidRequestError(ServerError):
@@ -135,6 +145,8 @@ def from_element(error: Error) -> ServerError:
 
 
 _KIND_OF_CODE: Mapping[grpc.StatusCode, type[ServerError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,

@@ -114,6 +114,13 @@ class ServeOptions(BaseSettings):
     drain_s: float = Field(10.0, description="seconds that running calls get on SIGTERM")
     tls_certificate: Path | None = Field(None, description="PEM certificate chain; with --tls-key turns TLS on")
     tls_key: Path | None = Field(None, description="PEM private key")
+    tls_client_authorities: Path | None = Field(
+        None, description="PEM certificates of the authorities whose clients are let in; turns mutual TLS on"
+    )
+    access: Path | None = Field(
+        None, description="TOML file that says who may call what (docs/security.md); without it anybody may"
+    )
+    plaintext_to_the_network: bool = Field(False, description="listen without TLS on an address that others can reach")
 
     def server_settings(self) -> ServerSettings:
         engine = {name: getattr(self, name) for name in EngineSettings.model_fields}

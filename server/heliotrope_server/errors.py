@@ -2,6 +2,8 @@
 
 ServerError
 ├── RequestError            the caller can mend it; becomes a gRPC status with ErrorInfo
+│   ├── UnauthenticatedError
+│   ├── PermissionDeniedError
 │   ├── InvalidArgumentError
 │   ├── ItemNotFoundError
 │   ├── VersionNotAvailableError
@@ -18,6 +20,9 @@ ServerError
 └── StartError              the server can't start or go on; ends the command with one clear line
     ├── LogCorruptError
     ├── DataFolderError
+    ├── AccessFileError
+    ├── CertificateError
+    ├── AuditLogError
     └── PortInUseError
 """
 
@@ -43,6 +48,18 @@ class RequestError(ServerError):
         self.reason = reason
         self.message = message
         self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
+
+
+class UnauthenticatedError(RequestError):
+    """Who calls has not shown who they are."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(RequestError):
+    """Who calls may not do that."""
+
+    code = "PERMISSION_DENIED"
 
 
 class InvalidArgumentError(RequestError):
@@ -145,6 +162,18 @@ class LogCorruptError(StartError):
 
 class DataFolderError(StartError):
     """The data folder is not one of ours, is of another format, or is in use."""
+
+
+class AccessFileError(StartError):
+    """The file that says who may call what cannot be used."""
+
+
+class CertificateError(StartError):
+    """The files for TLS cannot be used."""
+
+
+class AuditLogError(StartError):
+    """The audit log is not whole."""
 
 
 class PortInUseError(StartError):

@@ -1,5 +1,6 @@
 """Settings of the server, validated when built; nothing else reads the environment."""
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -108,6 +109,12 @@ class ServerSettings(BaseModel):
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_client_authorities: Path | None = None
+    """Certificates of the authorities whose clients are let in; None: clients need no certificate."""
+    access: Path | None = None
+    """Says who may call what (see access.access_file); None: whoever reaches the port may call everything."""
+    plaintext_to_the_network: bool = False
+    """Listen on an address that others can reach without TLS."""
     engine: EngineSettings = EngineSettings()
     learning: LearningSettings = LearningSettings()
 
@@ -115,7 +122,14 @@ class ServerSettings(BaseModel):
     def _consistent(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: one of them is missing")
-        for path in (self.tls_certificate, self.tls_key):
+        if self.tls_client_authorities is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_authorities needs tls_certificate and tls_key")
+        if not (self.tls_certificate or self.plaintext_to_the_network or _is_loopback(self.host)):
+            raise ValueError(
+                f"others can reach {self.host}, and nothing would be encrypted: give tls_certificate and tls_key, "
+                "or say plaintext_to_the_network"
+            )
+        for path in (self.tls_certificate, self.tls_key, self.tls_client_authorities, self.access):
             if path is not None and not path.is_file():
                 raise ValueError(f"{path} does not exist")
         if self.port and self.port + self.shards > 65_535:
@@ -129,3 +143,10 @@ def slots_of(shard_index: int, shard_count: int) -> range:
         SLOT_COUNT * shard_index // shard_count,
         SLOT_COUNT * (shard_index + 1) // shard_count,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

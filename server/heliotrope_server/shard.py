@@ -36,6 +36,8 @@ from heliotrope.v1 import (
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.job_folder import job_home
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.access import AccessFile, AccessInterceptor, AuditLog
+from heliotrope_server.access.certificates import Certificates
 from heliotrope_server.activation import Activation, check_model, learn_old_maps
 from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.embedder import Embedder
@@ -152,7 +154,9 @@ class Shard:
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerServicer(engine, activation), internal)
         internal.add_insecure_port(f"unix:{settings.sockets[settings.index]}")
         options = [*MESSAGE_OPTIONS, *PENDING_OPTIONS, ("grpc.so_reuseport", 1)]
-        lanes = [grpc.aio.server(interceptors=[ErrorInterceptor()], options=options) for _ in range(LANES)]
+        audit = AuditLog(server.data, settings.index)
+        access = AccessInterceptor(AccessFile(server.access) if server.access else None, audit)
+        lanes = [grpc.aio.server(interceptors=[ErrorInterceptor(), access], options=options) for _ in range(LANES)]
         add_services(lanes, public=True)
         for lane in lanes:
             health_pb2_grpc.add_HealthServicer_to_server(health_servicer, lane)
@@ -190,6 +194,7 @@ class Shard:
         await engine.stop()
         if catalogue_log is not None:
             catalogue_log.close()
+        audit.close()
         lock.close()
         logger.info("shard %d drained at LSN %d", settings.index, engine.applied_lsn)
 
@@ -251,8 +256,9 @@ class Shard:
         settings = self._settings.server
         for address in self._settings.listen:
             if settings.tls_certificate and settings.tls_key:
-                pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-                server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                authorities = settings.tls_client_authorities
+                certificates = Certificates(settings.tls_certificate, settings.tls_key, authorities)
+                server.add_secure_port(address, certificates.credentials())
             else:
                 server.add_insecure_port(address)
 

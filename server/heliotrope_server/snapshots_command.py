@@ -55,11 +55,13 @@ class _ServerOptions(_Options):
         Path | None, Field(description="PEM file of the authorities to trust, for a server with TLS")
     ] = None
 
+    token: Annotated[str | None, Field(description="for a server with --access; best given in the environment")] = None
+
     @contextmanager
     def client(self) -> Iterator[Client]:
         assert self.server is not None
         tls = None if self.tls_root is None else Tls(root_certificate=self.tls_root)
-        with Client(self.server, tls=tls) as client:
+        with Client(self.server, tls=tls, token=self.token) as client:
             yield client
 
 

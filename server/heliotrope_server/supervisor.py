@@ -13,6 +13,8 @@ from pathlib import Path
 
 from heliotrope_export import TextEncoder, check_single_runtime
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.access import AccessFile
+from heliotrope_server.access.certificates import Certificates
 from heliotrope_server.activation import learn_old_maps
 from heliotrope_server.device_index import device_problem
 from heliotrope_server.errors import PortInUseError, StartError
@@ -65,6 +67,10 @@ class Supervisor:
         """Checks what all shards need, once, and says what each shall do."""
         settings = self._settings
         check_single_runtime()
+        if settings.access is not None:
+            AccessFile(settings.access)
+        if settings.tls_certificate and settings.tls_key:
+            Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_authorities)
         ports = self._reserve_ports(reserved)
         store = SnapshotStore(settings.snapshots)
         snapshot = store.open()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from heliotrope.v1 import recommendation_pb2 as pb
+from heliotrope_server.access.interceptor import caller
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import InvalidArgumentError, RequestError
@@ -81,7 +82,7 @@ class RecommendationServicer:
                 results[place] = _failed(error)
         try:
             outcomes = await self._engine.recommend_many(
-                list(questions.values()), client=context.peer(), deadline_s=_deadline_s(context)
+                list(questions.values()), client=caller(context), deadline_s=_deadline_s(context)
             )
         finally:
             await asyncio.gather(*passing)
@@ -153,7 +154,7 @@ class RecommendationServicer:
         return outcome_of(self._response(asked.user_id, answer))
 
     def _asked(self, request: pb.RecommendRequest, context: Any) -> "asyncio.Future[Timed[Answer]]":
-        return self._engine.recommend(self._question(request), client=context.peer(), deadline_s=_deadline_s(context))
+        return self._engine.recommend(self._question(request), client=caller(context), deadline_s=_deadline_s(context))
 
     async def _pass_on(
         self,
