@@ -61,9 +61,9 @@ class ExplainOptions(BaseSettings):
     users: Annotated[int, Field(ge=1)] = Field(2_000, description="synthetic users")
     events_per_user: Annotated[int, Field(ge=1)] = Field(20, description="events of each user")
     concurrency: Annotated[int, Field(ge=1)] = Field(64, description="callers of the closed loop")
-    duration_s: Annotated[float, Field(gt=0)] = Field(4.0, description="seconds that each case is measured")
-    warm_up_s: Annotated[float, Field(ge=0)] = Field(1.0, description="seconds before, not measured")
-    rounds: Annotated[int, Field(ge=1)] = Field(5, description="turns of the cases")
+    requests: Annotated[int, Field(ge=256)] = Field(4_096, description="answers of each case in a turn")
+    explain_calls: Annotated[int, Field(ge=1)] = Field(32, description="calls of Explain in a turn")
+    rounds: Annotated[int, Field(ge=1)] = Field(5, description="turns of the cases, after one that is not measured")
     work: Path = Field(Path(".bench"), description="where the synthetic snapshot is kept between runs")
     out: Path = Field(Path("explain.json"), description="raw results")
 
@@ -94,9 +94,11 @@ def run(options: ExplainOptions, arguments: Sequence[str], console: Console) -> 
         cases = _cases(options, population, servers)
         pool.submit(ready).result()
         measured: dict[str, list[dict[str, Any]]] = {case.name: [] for case in cases}
-        for _ in range(options.rounds):
+        for turn in range(1 + options.rounds):
             for case in cases:
-                measured[case.name].append(_measure(options, case, free_cpus(cpus), pool))
+                row = _measure(case, free_cpus(cpus), pool)
+                if turn:
+                    measured[case.name].append(row)
         sizes = {case.name: _reply_bytes(case) for case in cases}
     rows = []
     for case in cases:
@@ -136,14 +138,25 @@ def _recorded(options: ExplainOptions, servers: Sequence[Server]) -> Population:
 def _cases(options: ExplainOptions, population: Population, servers: dict[str, Server]) -> list[_Case]:
     now, count = servers["now"], options.count
     single, batch = f"Recommend({count})", f"BatchRecommend({count}), 256 a call"
-    plain = population.recommend_calls(count)
+    number, batches = options.requests, options.requests // 256
+    plain = population.recommend_calls(count, number=number)
     cases = [
         _Case(single, now, plain, options.concurrency),
         _Case(
-            f"{single}, explained", now, population.recommend_calls(count, explain=True), options.concurrency, single
+            f"{single}, explained",
+            now,
+            population.recommend_calls(count, explain=True, number=number),
+            options.concurrency,
+            single,
         ),
-        _Case(batch, now, population.batch_recommend_calls(count), 4),
-        _Case(f"{batch}, explained", now, population.batch_recommend_calls(count, explain=True), 4, batch),
+        _Case(batch, now, population.batch_recommend_calls(count, number=batches), 4),
+        _Case(
+            f"{batch}, explained",
+            now,
+            population.batch_recommend_calls(count, explain=True, number=batches),
+            4,
+            batch,
+        ),
     ]
     if "before" in servers:
         name = f"{single}, the checkout before"
@@ -154,24 +167,22 @@ def _cases(options: ExplainOptions, population: Population, servers: dict[str, S
         (f"Explain: the {count} of the list, no counterfactuals", 0, 0),
         ("Explain: one item, 3 counterfactuals", 1, 3),
     ):
-        calls = population.explain_calls(count, items=items, counterfactuals=counterfactuals)
+        calls = population.explain_calls(
+            count, items=items, counterfactuals=counterfactuals, number=options.explain_calls
+        )
         cases.append(_Case(name, now, calls, 1))
     return cases
 
 
-def _measure(
-    options: ExplainOptions, case: _Case, cpus: tuple[int, ...] | None, pool: ProcessPoolExecutor
-) -> dict[str, Any]:
-    length, pid = options.warm_up_s + options.duration_s, case.server.pid
-    load = Load(case.server.address, case.calls, 0.0, length, options.warm_up_s, concurrency=case.callers, cpus=cpus)
-    used = cpu_seconds(pid)
-    outcome = pool.submit(generate, replace(load, start=time.monotonic() + 0.3)).result()
-    now = cpu_seconds(pid)
+def _measure(case: _Case, cpus: tuple[int, ...] | None, pool: ProcessPoolExecutor) -> dict[str, Any]:
+    """Every call once, so that none is under way when the CPU time is read."""
+    load = Load(case.server.address, case.calls, 0.0, 600.0, 0.0, concurrency=case.callers, once=True, cpus=cpus)
+    used = cpu_seconds(case.server.pid)
+    outcome = pool.submit(generate, replace(load, start=time.monotonic() + 0.2)).result()
+    now = cpu_seconds(case.server.pid)
     assert used is not None and now is not None
-    row = {"case": case.name, **summarise([outcome])}
-    # The server worked in the warm-up as it did afterwards.
-    row["us_of_cpu"] = 1e6 * (now - used) / (row["rate_per_s"] * length)
-    return row
+    answers = sum(call.units for call in case.calls)
+    return {"case": case.name, **summarise([outcome]), "us_of_cpu": 1e6 * (now - used) / answers}
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class ExplainOptions(BaseSettings):
     tls_root: Annotated[
         Path | None, Field(description="PEM file of the authorities to trust, for a server with TLS")
     ] = None
+    token: Annotated[str | None, Field(description="for a server with --access; best given in the environment")] = None
     json_output: Annotated[bool, Field(alias="json", description="write JSON instead of tables")] = False
 
 
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: ExplainOptions) -> None:
     tls = None if options.tls_root is None else Tls(root_certificate=options.tls_root)
-    with Client(options.address, tls=tls) as client:
+    with Client(options.address, tls=tls, token=options.token) as client:
         asked = [options.item] if options.item else []
         found = client.explain(
             options.user, asked, count=options.count, counterfactuals=options.counterfactuals, timeout_s=60.0

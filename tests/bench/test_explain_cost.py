@@ -9,7 +9,7 @@ from heliotrope_bench.command import main
 from tests.server.worlds import publish
 
 REPOSITORY = Path(__file__).parents[2]
-SHORT = ["--duration-s", "0.6", "--warm-up-s", "0.2", "--rounds", "2", "--users", "30", "--concurrency", "8"]
+SHORT = ["--requests", "512", "--explain-calls", "4", "--rounds", "2", "--users", "30", "--concurrency", "8"]
 
 
 def test_explained_requests_are_compared_with_plain_ones_of_the_same_turns(tmp_path: Path) -> None:

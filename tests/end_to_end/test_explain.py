@@ -68,11 +68,11 @@ def test_why_not_through_the_api(client):
     assert caught.value.reason == "ITEM_NOT_FOUND"
 
 
-def test_a_recommendation_names_five_events_and_sums_the_others(client):
+def test_a_recommendation_names_three_events_and_sums_the_others(client):
     client.record_events([Event("busy", f"i{number}", "click", event_id=f"busy-{number}") for number in range(9)])
     for one in client.recommend("busy", explain=True).recommendations:
         kinds = [part.kind for part in one.explanation]
-        assert kinds.count(pb.CONTRIBUTION_KIND_EVENT) == 5 and kinds.count(pb.CONTRIBUTION_KIND_OTHER_EVENTS) == 1
+        assert kinds.count(pb.CONTRIBUTION_KIND_EVENT) == 3 and kinds.count(pb.CONTRIBUTION_KIND_OTHER_EVENTS) == 1
         assert sum(part.value for part in one.explanation) == pytest.approx(one.score, abs=1e-5)
     whole = client.explain("busy").items[0].explanation
     assert len([part for part in whole if part.kind == pb.CONTRIBUTION_KIND_EVENT]) == 9
