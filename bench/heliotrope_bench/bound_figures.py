@@ -91,6 +91,17 @@ def over_log(file: RawResults) -> float:
     return max(float(row["over_log"]) for row in file.results if "over_log" in row)
 
 
+def live_recall(file: RawResults) -> float:
+    """The least recall that was seen while items were added."""
+    return min(_value(row, "least_recall") for row in _live_rows(file, "seal_us"))
+
+
+def live_p99(file: RawResults) -> float:
+    """With the most live items, sealed, over none; the worse of single queries and batches."""
+    rows = [row for row in _live_rows(file, "mode") if row["delta"] == "sealed" and row["live"] >= ITEMS]
+    return max(_value(row, "p99_over_none") for row in rows)
+
+
 def beside_libraries(worst: Callable[[Iterable[float]], float]) -> Callable[[RawResults], float]:
     """Our rate over that of the best library at each recall of FRONTIER; 0 where only theirs reach it."""
 
@@ -150,6 +161,12 @@ def item_share(file: RawResults) -> float:
     """Bytes of the items over those of their float32 vectors."""
     _enough_items(file.results[0]["items"])
     return _value(file.results[0], "over_float32")
+
+
+def _live_rows(file: RawResults, key: str) -> list[dict[str, Any]]:
+    rows = [row for row in file.results if key in row]
+    _enough_items(max((row["live"] for row in rows), default=0))
+    return rows
 
 
 def _one_shard(file: RawResults) -> None:

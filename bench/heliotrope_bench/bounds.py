@@ -15,6 +15,8 @@ from heliotrope_bench.bound_figures import (
     beside_libraries,
     intake,
     item_share,
+    live_p99,
+    live_recall,
     over_log,
     over_servers,
     profile_bytes,
@@ -156,6 +158,8 @@ BOUNDS = (
         "{:.2f}x",
         over_log,
     ),
+    Bound("recall@10 on the way to 100,000 live items", "live", "at least", 0.97, "{:.4f}", live_recall),
+    Bound("p99 of a request with 100,000 live items over one with none", "live", "at most", 2.0, "{:.2f}x", live_p99),
     Bound(
         "memory of a profile with its ring, after checkpoints",
         "memory",

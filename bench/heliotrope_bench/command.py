@@ -51,6 +51,7 @@ COMMANDS = {
         "recall and rate of the retriever beside FAISS, HNSW libraries, ScaNN, SVS and Qdrant's engine",
     ),
     "growth": Command("ann.growth", "GrowthOptions", "what a request costs from 10,000 to a million items"),
+    "live": Command("ann.live", "LiveOptions", "what up to 100,000 items that are added while serving cost a question"),
     "filters": Command(
         "ann.filters",
         "FiltersOptions",

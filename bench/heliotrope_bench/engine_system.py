@@ -16,6 +16,7 @@ from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_server.answerer import Answer, Question
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
+from heliotrope_server.errors import RequestError
 from heliotrope_server.event import EventKind, admit
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.settings import EngineSettings
@@ -90,5 +91,7 @@ class EngineSystem:
         """Rows of the data set's items and probabilities of every unseen item: longer than a request may ask for."""
         question = Question(user_id, self._engine.catalogue.size, time_s=time_s)
         (answer,) = self._engine.answerer.answer([question])
+        if isinstance(answer, RequestError):
+            raise ServerLostError(f"the engine cannot answer for {user_id}: {answer}")
         rows = np.array([self._rows[item_id] for item_id in answer.item_ids], np.int64)
         return rows, np.array(answer.probabilities)

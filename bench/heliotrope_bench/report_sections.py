@@ -174,6 +174,25 @@ SECTIONS: Mapping[str, Section] = {
             "verdict": ("verdict", ""),
         },
     ),
+    "live": Section(
+        "Items added while serving",
+        "What the candidates of one request cost while live items wait for the next rebuild, one thread: scored one by "
+        "one, and sealed into lists beside those of the index; recall@10 against exact scoring of all items.",
+        {
+            "live": ("live items", ",.0f"),
+            "delta": ("live items are", ""),
+            "mode": ("queries", ""),
+            "recall": ("recall@10", ".4f"),
+            "least_recall": ("the least on the way", ".4f"),
+            "us": ("microseconds", ",.1f"),
+            "p99_us": ("p99 of a call", ",.1f"),
+            "over_exact": ("over scoring all", ".3f"),
+            "over_none": ("over none", ".2f"),
+            "p99_over_none": ("p99 over none", ".2f"),
+            "upsert_us": ("to add one, us", ",.1f"),
+            "seal_us": ("to seal it, us", ",.1f"),
+        },
+    ),
     "filters": Section(
         "Filters",
         "Requests that may choose among a share of the items only, beside requests without a filter, in turns, one "

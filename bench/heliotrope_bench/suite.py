@@ -31,6 +31,7 @@ STEPS: dict[str, Plan] = {
     "memory": lambda options: ["--dimension", str(DIMENSION), *_work(options)],
     "growth": lambda options: ["--rounds", "3", *_work(options)],
     "filters": lambda options: ["--rounds", "3", *_work(options)],
+    "live": lambda options: ["--data", _texts(), "--rounds", "3", *_work(options)],
     # After growth, which makes the same snapshot of a million items.
     "start": lambda options: ["--items", str(LARGEST), *_work(options)],
     "rebuild": lambda options: ["--items", "10000", "--users", "1000", *_work(options)],
@@ -78,6 +79,10 @@ def _store(options: SuiteOptions) -> Path:
     if (data_folder() / "titles-large").is_dir():
         return titles_store(options.work, export_model(options.work), ITEMS, DIMENSION)
     return synthetic_store(options.work / "synthetic", ITEMS, DIMENSION)
+
+
+def _texts() -> str:
+    return "alike" if (data_folder() / "titles-large").is_dir() else "synthetic"
 
 
 def _work(options: SuiteOptions) -> list[str]:

@@ -116,4 +116,9 @@ class Absences:
             variants[EXPLORATION] = steady
         variants[RULES] = NO_RULES
         answers = self._answerer.answer([question._replace(rules=variant) for variant in variants.values()])
-        return {kind: set(answer.rows.tolist()) for kind, answer in zip(variants, answers, strict=True)}
+        # A profile that could be read for the answer can be read again.
+        return {
+            kind: set(answer.rows.tolist())
+            for kind, answer in zip(variants, answers, strict=True)
+            if isinstance(answer, Answer)
+        }

@@ -10,11 +10,14 @@ from heliotrope_indexer.errors import IndexerError
 from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
+from heliotrope_server.folded_maps import kept_map
 from heliotrope_server.live_catalogue import LiveCatalogue
 
 logger = logging.getLogger(__name__)
 
 NO_MAP_ERROR = 1.0
+NO_MODEL = "none"
+"""`model_version` of a snapshot that no text model had a part in."""
 
 
 class Activation:
@@ -81,8 +84,8 @@ def check_model(snapshot: Snapshot, engine: Engine) -> None:
             version=snapshot.version,
             model=wanted,
         )
-    if not engine.embedder.model_version:
-        # Without an encoder nobody can embed them anew.
+    if not engine.embedder.model_version and wanted != NO_MODEL:
+        # Without an encoder nobody can embed them anew. A snapshot that was made without one says nothing of texts.
         others = engine.changes.models(snapshot) - {wanted}
         if others:
             raise SnapshotUnusableError(
@@ -100,6 +103,10 @@ def learn_old_maps(store: SnapshotStore, catalogue: LiveCatalogue, versions: set
         try:
             old = store.open(version, verify=False)
         except IndexerError as error:
-            logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
+            matrix = kept_map(store, version, catalogue)
+            if matrix is None:
+                logger.error("folded sums from snapshot %s can't be carried over: %s", version, error)
+            else:
+                catalogue.take_map(version, matrix)
             continue
         catalogue.learn_map(version, old.item_ids, old.vectors.view(np.ndarray))

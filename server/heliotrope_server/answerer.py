@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.allowed_rows import AllowedRows, RowFilters
+from heliotrope_server.errors import ProfileDamagedError, RequestError
 from heliotrope_server.explanation import Asked, Explainer, Explanations
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
@@ -131,6 +132,10 @@ class Answerer:
         theta = np.array([catalogue.parameters.live_popularity_weight])
         self.use_weights(catalogue.snapshot.scoring_matrices, theta)
 
+    def follow(self) -> None:
+        """Takes in what was added to the catalogue that is served: after every change, or questions pay for it."""
+        self._retriever.follow()
+
     def use_weights(self, scoring_matrices: NDArray[np.float32], theta: NDArray[np.float64]) -> None:
         """Scores and explains with these weights from now on, until the next `serve`.
 
@@ -158,11 +163,28 @@ class Answerer:
     def retriever_description(self) -> str:
         return self._retriever.description
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers questions that were checked, in order, as of one moment."""
+    def answer(self, questions: Sequence[Question]) -> Sequence[Answer | RequestError]:
+        """Answers questions that were checked, in order, as of one moment.
+
+        A user whose profile cannot be read has a ProfileDamagedError in the place of the answer.
+        """
+        profiles: list[Profile | None] = []
+        refused: dict[int, RequestError] = {}
+        for place, question in enumerate(questions):
+            try:
+                profiles.append(self._store.get(question.user_id, self.catalogue))
+            except ProfileDamagedError as error:
+                refused[place] = error
+        if not refused:
+            return self._answered(questions, profiles)
+        sound = [question for place, question in enumerate(questions) if place not in refused]
+        answers = iter(self._answered(sound, profiles) if sound else ())
+        return [refused[place] if place in refused else next(answers) for place in range(len(questions))]
+
+    def _answered(self, questions: Sequence[Question], profiles: Sequence[Profile | None]) -> list[Answer]:
+        """The answers to at least one question, of users with these profiles."""
         catalogue, parameters = self.catalogue, self.catalogue.parameters
         now_s = self._wall_clock()
-        profiles = [self._store.get(question.user_id, catalogue) for question in questions]
         times = [now_s if question.time_s is None else question.time_s for question in questions]
         for profile, at_s in zip(profiles, times, strict=True):
             if profile is not None and profile.segments:

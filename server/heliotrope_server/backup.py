@@ -21,7 +21,7 @@ from heliotrope_server.backup_manifest import BackupFile, BackupManifest, ShardS
 from heliotrope_server.backup_source import DUMP_SUFFIX
 from heliotrope_server.backup_store import BackupStore, storage_errors
 from heliotrope_server.command import one_line_errors
-from heliotrope_server.data_source import CheckpointState, DataSource, StoreEntry, checkpoint_state
+from heliotrope_server.data_source import CheckpointState, DataSource, StoreEntry, check_value, checkpoint_state
 from heliotrope_server.errors import BackupError
 from heliotrope_server.layout import LAYOUT_FILE, read_layout
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
@@ -138,6 +138,7 @@ class _Job:
         def watched() -> Iterator[StoreEntry]:
             nonlocal state
             for entry in self._source.store_entries(folder):
+                check_value(entry, folder)
                 state = checkpoint_state(entry) or state
                 yield entry
 

@@ -19,7 +19,7 @@ from heliotrope_indexer.attributes import NO_ATTRIBUTES, Attributes
 from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
-from heliotrope_server.record_log import read_log
+from heliotrope_server.log_reader import LogReader
 
 UPSERT = 1
 DELETE = 2
@@ -36,6 +36,7 @@ class CatalogueChanges:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._reader = LogReader(folder)
         self.sequence = 0
         # Item id -> when it was first added, for items that nobody knew, in the order of time; deletion leaves it here,
         # so that adding an item again does not make it new.
@@ -50,7 +51,7 @@ class CatalogueChanges:
 
     def catch_up(self, catalogue: LiveCatalogue | None = None) -> None:
         """Reads what is new in the log and, if given, applies it to a catalogue that is being served."""
-        for frame in read_log(self.folder, after_lsn=self.sequence):
+        for frame in self._reader.frames(after_lsn=self.sequence):
             for offset, record in enumerate(frame.records):
                 if frame.first_lsn + offset > self.sequence:
                     self.sequence = frame.first_lsn + offset

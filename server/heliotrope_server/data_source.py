@@ -14,6 +14,8 @@ import msgpack
 
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.layout import Layout, read_layout
+from heliotrope_server.store_values import META_KEY, decode_meta
+from heliotrope_server.value_checksum import payload_of
 
 _READ_BYTES = 1 << 20
 
@@ -91,10 +93,20 @@ class DataSource:
             raise DataFolderError(f"the profile store in {path} is damaged: {said}")
 
 
+def check_value(entry: StoreEntry, folder: str) -> None:
+    """Raises DataFolderError for a value whose checksum does not match; those of earlier versions have none."""
+    try:
+        payload_of(entry.key, entry.value)
+    except ValueError as error:
+        raise DataFolderError(
+            f"{folder}, {entry.database} {entry.key!r}: {error}; run `heliotrope repair` (docs/backup.md)"
+        ) from error
+
+
 def checkpoint_state(entry: StoreEntry) -> CheckpointState | None:
     """The state of the checkpoint, if this is the entry that holds it."""
-    if (entry.database, entry.key) != ("meta", b"checkpoint"):
+    if (entry.database, entry.key) != ("meta", META_KEY):
         return None
-    meta = msgpack.unpackb(entry.value)
+    meta = decode_meta(entry.value)
     lsn = meta["lsn"]
     return CheckpointState(lsn, max(lsn, meta.get("shared_lsn", 0)), tuple(meta["folded_versions"]))

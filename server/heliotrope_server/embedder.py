@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_export import TextEncoder
+from heliotrope_export import Encoding, TextEncoder
 from heliotrope_indexer.embedding_cache import EmbeddingCache, KnownText
 from heliotrope_indexer.errors import EmbeddingCacheError
 from heliotrope_indexer.snapshot import CatalogItem
-from heliotrope_server.errors import EncoderNotLoadedError, OverloadedError
+from heliotrope_server.errors import EncoderMemoryError, EncoderNotLoadedError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ _TURN = 32
 """Texts of one call that are encoded before another call has its turn."""
 _OVERHEAD = 16
 """What a text costs beside its characters, in characters."""
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+"""What ONNX Runtime, C++ and CUDA say of it."""
 
 
 class Embedder:
@@ -120,7 +122,7 @@ class Embedder:
             found |= self._of_rebuilds(encoder, unknown)
         unknown = [text for text in unknown if text not in found]
         if unknown:
-            encoding = encoder.encode(unknown)
+            encoding = _encoded(encoder, unknown)
             rows = zip(encoding.vectors, encoding.truncated, strict=True)
             found |= zip(unknown, (KnownText(vector.copy(), bool(cut)) for vector, cut in rows), strict=True)
         self._recent |= found
@@ -143,6 +145,24 @@ class Embedder:
             logger.warning("every new text is encoded: %s", error)
             self._rebuilds = self._cache = None
             return {}
+
+
+def _encoded(encoder: TextEncoder, texts: list[str]) -> Encoding:
+    """Raises EncoderMemoryError where there is no memory for these texts: the next ones may need less, or find more."""
+    try:
+        return encoder.encode(texts)
+    except Exception as error:
+        # ONNX Runtime raises classes of its own that only their message tells apart.
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+        characters = sum(map(len, texts))
+        logger.error("the encoder found no memory for %d texts of %d characters: %s", len(texts), characters, error)
+        raise EncoderMemoryError(
+            "ENCODER_OUT_OF_MEMORY",
+            f"the encoder found no memory for {len(texts)} texts of {characters} characters; send fewer or shorter "
+            "ones, or try again later",
+            value=characters,
+        ) from error
 
 
 def _stand_back() -> None:

@@ -20,10 +20,20 @@ from heliotrope_server.embedder import Embedder
 from heliotrope_server.errors import (
     InvalidArgumentError,
     ItemNotFoundError,
+    ProfileDamagedError,
     RequestError,
     StartError,
 )
 from heliotrope_server.event import UserEvent, check_id
+from heliotrope_server.event_records import (
+    RECORD_DECLARE,
+    RECORD_DELETE,
+    RECORD_EVENT,
+    RECORD_SEGMENTS,
+    apply_to_profile,
+    declare,
+    unpacked,
+)
 from heliotrope_server.examiner import Examination, Examiner
 from heliotrope_server.freshness import Freshness
 from heliotrope_server.learning.online import OnlineLearning
@@ -46,20 +56,18 @@ MAX_EXCLUDED = 10_000
 MAX_INTERESTS = 16
 MAX_TEXT = 2000
 
-RECORD_EVENT = 1
-RECORD_DECLARE = 2
-RECORD_DELETE = 3
-RECORD_SEGMENTS = 4
-
 _MAX_BATCH = 64  # keeps the event loop busy for a few milliseconds at most
 
 logger = logging.getLogger(__name__)
 
 
 class EventFate(NamedTuple):
-    """What came of one event: an Applied, or the error that refused it."""
+    """What came of one event: an Applied, or the error that refused it.
 
-    applied: Applied
+    `applied` is None where the profile is damaged.
+    """
+
+    applied: Applied | None
     error: RequestError | None = None
 
 
@@ -128,6 +136,7 @@ class Engine:
         self.changes.catch_up()
         await self._refresh_stale_pooled()
         self.changes.lay_over(self.catalogue)
+        self.answerer.follow()
         missing = self.store.folded_versions - {self.catalogue.version}
         if folded_maps is not None and missing:
             folded_maps(self.catalogue, missing)
@@ -142,10 +151,11 @@ class Engine:
             for offset, record in enumerate(frame.records):
                 lsn = frame.first_lsn + offset
                 if lsn > self.applied_lsn:
-                    if lsn > self.store.shared_lsn:
-                        self._replay(record, lsn)
-                    else:
-                        self._replay_into_profile(record, lsn)
+                    replay = self._replay if lsn > self.store.shared_lsn else self._replay_into_profile
+                    try:
+                        replay(record, lsn)
+                    except ProfileDamagedError:
+                        self.applied_lsn = lsn  # the store has said so; a repair takes the record from the log
                     replayed += 1
             await asyncio.sleep(0)
         self._log = self._log_factory(self._log_folder)
@@ -263,8 +273,16 @@ class Engine:
     async def record(self, events: Sequence[UserEvent]) -> tuple[list[EventFate], int]:
         """Makes admitted events durable, then applies them; returns their fates and the last LSN.
 
-        Raises StorageFailedError; then nothing was acknowledged, though some may have reached the disk.
+        Events of users whose profile cannot be read are refused and not logged. Raises StorageFailedError; then nothing
+        was acknowledged, though some may have reached the disk.
         """
+        damaged = self.store.damaged({event.user_id for event in events}, self.catalogue)
+        if damaged:
+            sound = [event for event in events if event.user_id not in damaged]
+            recorded, lsn = await self.record(sound) if sound else ([], self.applied_lsn)
+            rest = iter(recorded)
+            refused = {user_id: EventFate(None, error) for user_id, error in damaged.items()}
+            return [refused.get(event.user_id) or next(rest) for event in events], lsn
         # A record names the fields of an event in their order.
         records = [(RECORD_EVENT, PLAIN_KEY_ID, *event) for event in events]
 
@@ -291,7 +309,12 @@ class Engine:
 
     def _apply_event(self, event: UserEvent, lsn: int) -> EventFate:
         catalogue = self.catalogue
-        profile = self.store.edit(event.user_id, catalogue)
+        try:
+            profile = self.store.edit(event.user_id, catalogue)
+        except ProfileDamagedError as error:
+            # It is in the log, from which a repair takes it.
+            self.applied_lsn = lsn
+            return EventFate(None, error)
         positive = catalogue.gains.one(event.kind, event.value) > 0.0  # an undo has no gain
         # What the user was interested in before this event: what it says of an item that is hardly known.
         spoken = None
@@ -343,7 +366,7 @@ class Engine:
             self._apply_event(UserEvent(user_id, *rest), lsn)
         elif tag == RECORD_DECLARE:
             interests, model_version, shape, pooled = rest
-            self._apply_declared(user_id, interests, model_version, _unpack(shape, pooled), lsn)
+            self._apply_declared(user_id, interests, model_version, unpacked(shape, pooled), lsn)
         elif tag == RECORD_DELETE:
             self._apply_delete(user_id, lsn)
         elif tag == RECORD_SEGMENTS:
@@ -353,24 +376,14 @@ class Engine:
 
     def _replay_into_profile(self, record: list[Any], lsn: int) -> None:
         """A record within the store's `shared_lsn`: all but the profile holds it, and the profile may."""
-        tag, _key_id, user_id, *rest = record
+        tag, _key_id, user_id, *_ = record
         profile, space = self.store.edit(user_id, self.catalogue), self.catalogue
         if lsn > profile.lsn:
-            profile.lsn = lsn
-            if tag == RECORD_EVENT:
-                event = UserEvent(user_id, *rest)
-                applied, undone = profile.apply(event)
-                if undone is not None:
-                    profile.uncount(undone, space)
-                elif applied is Applied.RECORDED and space.gains.one(event.kind, event.value) > 0.0:
-                    profile.count(event)
-                self._fold(profile)
-            elif tag == RECORD_DELETE:
+            if tag == RECORD_DELETE:
                 self.store.delete(user_id)
-            elif tag == RECORD_SEGMENTS:
-                profile.segments = tuple(rest[0])
             else:
-                self._replay(record, lsn)
+                apply_to_profile(record, lsn, profile, space)
+                self._fold(profile)
         self.applied_lsn = lsn
 
     # -- profiles -------------------------------------------------------------------------------------------------
@@ -399,6 +412,7 @@ class Engine:
             )
         for text in interests:
             check_text("declared_interests", text, MAX_TEXT)
+        self._require_sound(user_id)
         pooled = await self.embedder.embed(interests) if interests else np.zeros((0, 0), dtype=np.float32)
         model_version = self.embedder.model_version if interests else ""
         record = [
@@ -421,6 +435,7 @@ class Engine:
     async def set_segments(self, user_id: str, segments: Sequence[str]) -> int:
         """Replaces the segments that a user belongs to; returns the LSN."""
         check_segments(segments)
+        self._require_sound(user_id)
         names = list(dict.fromkeys(segments))
 
         def apply(lsn: int) -> int:
@@ -431,7 +446,7 @@ class Engine:
         return lsn
 
     async def forget(self, user_id: str) -> int:
-        """Deletes a profile from memory and store; returns how many events it held."""
+        """Deletes a profile from memory and store; returns how many events it held, 0 for one that cannot be read."""
 
         def apply(lsn: int) -> int:
             return self._apply_delete(user_id, lsn)
@@ -442,6 +457,11 @@ class Engine:
         await self.checkpoint()
         return count
 
+    def _require_sound(self, user_id: str) -> None:
+        """Raises the ProfileDamagedError of a user before anything is logged that could not be applied."""
+        for error in self.store.damaged({user_id}, self.catalogue).values():
+            raise error
+
     def _apply_declared(
         self,
         user_id: str,
@@ -451,10 +471,7 @@ class Engine:
         lsn: int,
     ) -> None:
         profile = self.store.edit(user_id, self.catalogue)
-        profile.declared_interests = tuple(interests)
-        profile.declared_pooled = pooled if len(interests) else None
-        profile.declared_model_version = model_version
-        profile.refresh_prior(self.catalogue)
+        declare(profile, interests, model_version, pooled, self.catalogue)
         profile.lsn = self.applied_lsn = lsn
 
     def _apply_segments(self, user_id: str, segments: Sequence[str], lsn: int) -> None:
@@ -466,7 +483,14 @@ class Engine:
         profile.lsn = self.applied_lsn = lsn
 
     def _apply_delete(self, user_id: str, lsn: int) -> int:
-        profile = self.store.get(user_id, self.catalogue)
+        try:
+            profile = self.store.get(user_id, self.catalogue)
+        except ProfileDamagedError:
+            # Nobody knows any more what it holds. What names the user is looked for everywhere; its part in live
+            # popularity, which names nobody, decays.
+            profile = None
+            self.residuals.remove(user_id, list(self.residuals.own))
+            self.store.segments.change(user_id, self.store.segments.of(user_id), ())
         if profile is not None:
             for item_id, time_us in profile.counted.items():
                 self._count(item_id, time_us, None)
@@ -498,6 +522,7 @@ class Engine:
         """Applies what is new in the catalogue log."""
         self.changes.catch_up(self.catalogue)
         self.popularity.grow(self.catalogue.size)
+        self.answerer.follow()
 
     def adopt(self, catalogue: LiveCatalogue) -> None:
         """Swaps to a prepared catalogue, between two batches. Profiles are re-derived as they are next touched."""
@@ -544,7 +569,3 @@ def check_text(field: str, text: str, limit: int) -> None:
             value=len(text),
             limit=limit,
         )
-
-
-def _unpack(shape: Sequence[int], pooled: bytes) -> NDArray[np.float32]:
-    return np.frombuffer(pooled, dtype=np.float32).reshape(shape)

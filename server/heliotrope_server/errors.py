@@ -14,6 +14,8 @@ ServerError
 │   ├── WeightsUnchangedError
 │   ├── OverloadedError
 │   ├── DeadlinePassedError
+│   ├── EncoderMemoryError
+│   ├── ProfileDamagedError
 │   ├── StorageFailedError
 │   └── ShardUnreachableError
 ├── BackupError             a backup can't be taken, read or restored
@@ -134,6 +136,18 @@ class DeadlinePassedError(RequestError):
     """The caller's deadline passed while the request waited; no work was done."""
 
     code = "DEADLINE_EXCEEDED"
+
+
+class EncoderMemoryError(RequestError):
+    """The text encoder found no memory for these texts; other calls go on."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class ProfileDamagedError(RequestError):
+    """What is stored of this user cannot be read; other users are served."""
+
+    code = "DATA_LOSS"
 
 
 class StorageFailedError(RequestError):

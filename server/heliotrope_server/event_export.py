@@ -16,9 +16,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from heliotrope_server.command import one_line_errors
-from heliotrope_server.engine import RECORD_DELETE, RECORD_EVENT
 from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import KIND_NAMES, EventKind
+from heliotrope_server.event_records import RECORD_DELETE, RECORD_EVENT
 from heliotrope_server.layout import log_folders
 from heliotrope_server.record_log import read_log
 

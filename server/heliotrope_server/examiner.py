@@ -13,7 +13,7 @@ import numpy as np
 from heliotrope_server.absence import Absence, Absences
 from heliotrope_server.answerer import Answer, Answerer, Question, probabilities_of
 from heliotrope_server.counterfactual import Without, question_without, without
-from heliotrope_server.errors import InvalidArgumentError, OverloadedError
+from heliotrope_server.errors import InvalidArgumentError, OverloadedError, RequestError
 from heliotrope_server.explanation import Asked, Contribution, Explanations
 from heliotrope_server.live_view import LiveView
 from heliotrope_server.popularity import LivePopularity
@@ -96,6 +96,8 @@ class Examiner:
         assert time_s is not None
         # From here to the first `await` nothing changes.
         answer = answerer.answer([question])[0]
+        if isinstance(answer, RequestError):
+            raise answer
         rows = np.array(asked or answer.rows, dtype=np.int64)
         each = check_size(len(rows), wished)
         moment = answerer.moment(question)

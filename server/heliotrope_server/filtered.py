@@ -1,11 +1,11 @@
 """Ranks among the rows that a filter admits.
 
 Few rows are scored one and all. Where there are many, those of the largest bias are, and the index searches for
-candidates among the others (see filtered_index). Either way every score is exact, with every term.
+candidates among the others (see filtered_index). The delta goes likewise. Every score is exact, with every term.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ from heliotrope_server.selection import best_places
 _GATHERED_BYTES = 64 << 20
 """Vectors that are kept side by side: multiplying them takes a fifth of what reading each where it lies takes."""
 
+LISTED_DELTA = 2_000
+"""Admitted rows of the delta up to which all are scored, in some 80 us; a search takes as long."""
+BestOfDelta = Callable[[Query, LiveView], tuple[NDArray[np.int64], NDArray[np.float32]]]
+
 
 class FilteredRetriever:
     """Ranks queries with `allowed` rows through an IVF index of the snapshot."""
 
-    def __init__(self, catalogue: LiveCatalogue, index: Any) -> None:
+    def __init__(self, catalogue: LiveCatalogue, index: Any, best_of_delta: BestOfDelta | None = None) -> None:
+        """`best_of_delta` finds the best of many admitted rows of the delta; None: all of them are scored."""
         import faiss
 
         search = catalogue.parameters.search
@@ -36,9 +41,9 @@ class FilteredRetriever:
         self._base_count, self._dimension = catalogue.base_count, catalogue.dimension
         self._intercept = np.float32(catalogue.parameters.intercept)
         self._vectors, self._bias = catalogue.base_vectors, catalogue.base_bias
-        self._vectors_pointer = faiss.cast_integer_to_float_ptr(self._vectors.ctypes.data)
         self._index = FilteredIndex(index, search, self._bias)
         self._candidates = search.candidates
+        self._best_of_delta = best_of_delta
         self._blocks: OrderedDict[tuple[BaseRows, int], NDArray[np.float32]] = OrderedDict()
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
@@ -62,9 +67,8 @@ class FilteredRetriever:
         self, queries: Sequence[Query], allowed: AllowedRows, base: NDArray[np.int64], live: LiveView
     ) -> list[Ranking]:
         """The best of all admitted rows, those of the snapshot being `base` (m,), for queries that share them."""
-        delta = np.flatnonzero(allowed.delta) + self._base_count
         tastes = self._kept_tastes(queries, allowed.base, base)
-        return [self._best(query, [(base, own)], delta, live) for query, own in zip(queries, tastes, strict=True)]
+        return [self._best(query, [(base, own)], allowed, live) for query, own in zip(queries, tastes, strict=True)]
 
     def _search(self, query: Query, allowed: AllowedRows, live: LiveView) -> Ranking:
         """The best of what the index finds, of a wider search where that is too little, and of all rows at last."""
@@ -93,14 +97,14 @@ class FilteredRetriever:
             rows = rows[plan.head[places] != rows]
         (tastes,) = self._kept_tastes([query], allowed.base, plan.head)
         parts = [(plan.head, tastes), (rows, self._tastes(query.vector, rows))]
-        return self._best(query, parts, np.flatnonzero(allowed.delta) + self._base_count, live)
+        return self._best(query, parts, allowed, live)
 
     def _lively(self, query: Query, allowed: AllowedRows, live: LiveView) -> list[NDArray[np.int64]]:
         """Admitted rows of the snapshot that live terms or the user's liked items may lift."""
         lively = [live.trending, live.moved]
         if query.suggestions is not None:
-            suggested = query.suggestions.rows
-            lively.append(suggested[suggested < self._base_count])
+            lively.append(query.suggestions.rows)
+        lively = [rows[rows < self._base_count] for rows in lively]
         return [rows[allowed.contains(rows)] for rows in lively if len(rows)]
 
     def _lifted(
@@ -140,43 +144,59 @@ class FilteredRetriever:
 
     def _tastes(self, vector: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """q . x_i + b_i for rows of the snapshot (m,), residuals left out."""
-        scores = np.empty(len(rows), dtype=np.float32)
+        return self._products(vector, self._vectors, rows) + self._bias.take(rows)
+
+    def _products(
+        self, vector: NDArray[np.float32], matrix: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """q . x for some rows (m,) of a matrix (n, d), in a third of the time of gathering and multiplying them."""
+        products = np.empty(len(rows), dtype=np.float32)
         if len(rows):
             pointer = self._faiss.swig_ptr
-            # A third of what gathering the vectors and multiplying takes.
             self._faiss.fvec_inner_products_by_idx(
-                pointer(scores),
+                pointer(products),
                 pointer(np.ascontiguousarray(vector)),
-                self._vectors_pointer,
+                self._faiss.cast_integer_to_float_ptr(matrix.ctypes.data),
                 pointer(rows),
                 self._dimension,
                 1,
                 len(rows),
             )
-            scores += self._bias.take(rows)
-        return scores
+        return products
 
     def _best(
         self,
         query: Query,
         parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
-        delta: NDArray[np.int64],
+        allowed: AllowedRows,
         live: LiveView,
     ) -> Ranking:
-        """The best of rows of the snapshot, in parts with their tastes that share no row, and of rows of the delta."""
+        """The best of rows of the snapshot, in parts with their tastes that share no row, and of the delta."""
+        delta, delta_scores = self._of_delta(query, allowed, live)
         scores = []
         for rows, tastes in parts:
             if len(live.moved):
                 _lay(tastes, rows, live.moved, live.moved_vectors @ query.vector + self._bias[live.moved])
             scores.append(self._finished(query, rows, tastes, live))
-        if len(delta):
-            places = delta - self._base_count
-            tastes = live.delta_vectors[places] @ query.vector + live.delta_bias[places]
-            scores.append(self._finished(query, delta, tastes, live))
-        every, rows = np.concatenate(scores), np.concatenate([*(rows for rows, _ in parts), delta])
+        every = np.concatenate([*scores, delta_scores])
+        rows = np.concatenate([*(rows for rows, _ in parts), delta])
         best = best_places(every, min(query.wanted, len(every)))
         best = best[every[best] > -np.inf]
         return Ranking(rows[best], every[best], True)
+
+    def _of_delta(
+        self, query: Query, allowed: AllowedRows, live: LiveView
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows of the delta with their scores: all that are admitted, or where these are many the best of them."""
+        if self._best_of_delta is not None and np.count_nonzero(allowed.delta) > LISTED_DELTA:
+            found, scores = self._best_of_delta(query, live)
+            return found[found >= self._base_count], scores[found >= self._base_count]
+        places = np.flatnonzero(allowed.delta)
+        delta = places + self._base_count
+        if not len(delta):
+            return delta, np.empty(0, dtype=np.float32)
+        tastes = self._products(query.vector, live.delta_vectors, places) + live.delta_bias[places]
+        return delta, self._finished(query, delta, tastes, live)
 
     def _finished(
         self, query: Query, rows: NDArray[np.int64], scores: NDArray[np.float32], live: LiveView

@@ -98,6 +98,10 @@ class GpuRetriever:
         """False once the device was lost."""
         return self._device is not None
 
+    def follow(self) -> None:
+        """The CPU, which may have to go on alone, takes in what was added; beside a device it is scored exactly."""
+        self._cpu.follow()
+
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if self._device is not None:
             try:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from heliotrope_indexer.snapshot import Snapshot
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
-from heliotrope_server.errors import DataFolderError
+from heliotrope_server.errors import DataFolderError, ProfileDamagedError
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.peers import slot_of
 from heliotrope_server.popularity import LivePopularity
@@ -154,27 +154,32 @@ async def _reshard(
     popularity = LivePopularity(snapshot.parameters.popularity_half_life_s)
     residuals = [Residuals() for _ in range(shards)]
     for index in range(old.shards):
-        lock = await lock_shard(old.shard_folder(data, index), DRAIN_PATIENCE_S)
-        catalogue = LiveCatalogue(snapshot)
-        engine = Engine(
-            old.shard_folder(data, index), data / "catalogue", catalogue, Embedder(None), old.clock(index), settings
-        )
-        await engine.start(folded_maps)
-        await engine.stop(close_store=False)
-        last_lsns[index] = engine.applied_lsn
-        for user_id in list(engine.store.user_ids()):
-            profile = engine.profile(user_id)
-            profile.lsn = 0
-            stores[owner[slot_of(user_id)]].adopt(profile)
-        popularity.merge_peer(index, *engine.popularity.changes(0), engine.popularity.landmark_s, {})
-        for item_id, heard in engine.residuals.own.items():
-            for user_id, said in zip(heard.users, heard.said, strict=True):
-                residuals[owner[slot_of(user_id)]].put(user_id, item_id, said, heard.known)
-        for store, part in zip(stores, residuals, strict=True):
-            part.space = engine.residuals.space
-            await store.checkpoint(0, LivePopularity(popularity.half_life_s), part, catalogue.version)
-        engine.store.close()
-        lock.close()
+        with await lock_shard(old.shard_folder(data, index), DRAIN_PATIENCE_S):
+            catalogue = LiveCatalogue(snapshot)
+            engine = Engine(
+                old.shard_folder(data, index), data / "catalogue", catalogue, Embedder(None), old.clock(index), settings
+            )
+            await engine.start(folded_maps)
+            await engine.stop(close_store=False)
+            last_lsns[index] = engine.applied_lsn
+            for user_id in list(engine.store.user_ids()):
+                try:
+                    profile = engine.profile(user_id)
+                except ProfileDamagedError as error:
+                    raise DataFolderError(
+                        f"{old.shards} shards cannot be cut into {shards}: {error}; start with --shards "
+                        f"{old.shards}, or run `heliotrope repair` (docs/backup.md)"
+                    ) from error
+                profile.lsn = 0
+                stores[owner[slot_of(user_id)]].adopt(profile)
+            popularity.merge_peer(index, *engine.popularity.changes(0), engine.popularity.landmark_s, {})
+            for item_id, heard in engine.residuals.own.items():
+                for user_id, said in zip(heard.users, heard.said, strict=True):
+                    residuals[owner[slot_of(user_id)]].put(user_id, item_id, said, heard.known)
+            for store, part in zip(stores, residuals, strict=True):
+                part.space = engine.residuals.space
+                await store.checkpoint(0, LivePopularity(popularity.half_life_s), part, catalogue.version)
+            engine.store.close()
     popularity.absorb_peers()
     await stores[0].checkpoint(0, popularity, residuals[0], snapshot.version)
     for store in stores:

@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,16 @@ class DeltaItem:
     version: str
     model_version: str
     added_s: float = 0.0
+
+
+class MovedRows(NamedTuple):
+    """Rows that are served with an online residual: of the snapshot (k,), with their served vectors (k, d), and of the
+    delta (m,).
+    """
+
+    base: NDArray[np.int64]
+    base_vectors: NDArray[np.float32]
+    delta: NDArray[np.int64]
 
 
 class LiveCatalogue:
@@ -84,7 +95,7 @@ class LiveCatalogue:
         counts = snapshot.event_counts
         self._event_counts: NDArray[np.float32] | None = None if counts is None else counts.view(np.ndarray)
         self._residuals: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._moved: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._moved: MovedRows | None = None
         self._folded_maps: dict[str, NDArray[np.float32]] = {}
         # Row in the snapshot by item number, -1 for an item that it does not hold; filled as far as `_numbered`.
         self._base_rows: NDArray[np.int32] = np.empty(0, dtype=np.int32)
@@ -99,6 +110,11 @@ class LiveCatalogue:
     def delta_vectors(self) -> NDArray[np.float32]:
         """Item vectors of the delta as served, (m, d)."""
         return self._delta_served[: len(self.delta)]
+
+    @property
+    def delta_own_vectors(self) -> NDArray[np.float32]:
+        """Item vectors of the delta without online residuals, (m, d)."""
+        return self._delta_vectors[: len(self.delta)]
 
     @property
     def delta_bias(self) -> NDArray[np.float32]:
@@ -150,19 +166,27 @@ class LiveCatalogue:
         residual = self._residuals.get(self.item_ids[row])
         return self.row_vector(row) if residual is None else self.row_vector(row) + residual
 
-    def moved_rows(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows of the snapshot (k,) that are served with a residual, and their served vectors (k, d)."""
+    def moved_rows(self) -> MovedRows:
+        """The rows that are served with a residual; another object whenever one of their vectors has changed."""
         if self._moved is None:
-            rows = [
-                row
-                for item_id in self._residuals
-                if (row := self.rows.get(item_id)) is not None and row < self.base_count
-            ]
+            moved = [row for item_id in self._residuals if (row := self.rows.get(item_id)) is not None]
+            rows = [row for row in moved if row < self.base_count]
             vectors = self.base_vectors[rows] if rows else np.empty((0, self.dimension), dtype=np.float32)
             for place, row in enumerate(rows):
                 vectors[place] += self._residuals[self.item_ids[row]]
-            self._moved = (np.array(rows, dtype=np.int64), vectors)
+            delta = [row for row in moved if row >= self.base_count]
+            self._moved = MovedRows(np.array(rows, dtype=np.int64), vectors, np.array(delta, dtype=np.int64))
         return self._moved
+
+    def served_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Vectors (k, d) and biases (k,) of rows that no snapshot row with a residual is among."""
+        beyond = rows >= self.base_count
+        if not beyond.any():
+            return self.base_vectors[rows], self.base_bias[rows]
+        within, places = np.where(beyond, 0, rows), rows[beyond] - self.base_count
+        vectors, bias = self.base_vectors[within], self.base_bias[within]
+        vectors[beyond], bias[beyond] = self._delta_served[places], self._delta_bias[places]
+        return vectors, bias
 
     def known_events(self, item_id: str) -> int:
         """How many events of an item the snapshot was built from; 0 for one that it does not hold."""
@@ -186,9 +210,9 @@ class LiveCatalogue:
             self._serve(oldest)
 
     def _serve(self, item_id: str) -> None:
+        self._moved = None
         row = self.rows.get(item_id)
         if row is None or row < self.base_count:
-            self._moved = None
             return
         place, residual = row - self.base_count, self._residuals.get(item_id)
         self._delta_served[place] = self._delta_vectors[place] + (0.0 if residual is None else residual)
@@ -285,6 +309,10 @@ class LiveCatalogue:
         matrix, *_ = np.linalg.lstsq(old, new, rcond=None)
         self._folded_maps[version] = matrix.astype(np.float32)
         return float(np.linalg.norm(old @ matrix - new) / max(float(np.linalg.norm(new)), 1e-12))
+
+    def take_map(self, version: str, matrix: NDArray[np.float32]) -> None:
+        """Takes over a map from another snapshot's space, (d_old, d)."""
+        self._folded_maps[version] = matrix
 
     def succeed(self, old: "LiveCatalogue") -> float | None:
         """Learns the maps from a catalogue that this one will replace, and from those that it had replaced.

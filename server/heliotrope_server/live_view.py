@@ -32,8 +32,8 @@ class LiveView(NamedTuple):
     `boosts` (n,) is gamma * log1p(count) by row, or what computes it for the rows that it is indexed by; `trending` are
     the rows with the largest, at most TRENDING of them, with their vectors and what their score holds beyond taste
     (bias and boost); no other row has a boost above `outside`. `moved` are the snapshot's rows that are served with an
-    online residual, never among the trending, with their vectors and terms in the same way. `alive` is None when no row
-    is dead.
+    online residual, never among the trending, with their vectors and terms in the same way; `moved_delta` are such rows
+    of the delta. `alive` is None when no row is dead.
     """
 
     boosts: NDArray[np.float32] | LazyBoosts
@@ -44,6 +44,7 @@ class LiveView(NamedTuple):
     moved: NDArray[np.int64]
     moved_vectors: NDArray[np.float32]
     moved_terms: NDArray[np.float32]
+    moved_delta: NDArray[np.int64]
     delta_vectors: NDArray[np.float32]
     delta_bias: NDArray[np.float32]
     alive: NDArray[np.bool_] | None
@@ -56,20 +57,16 @@ def live_view(catalogue: LiveCatalogue, counts: NDArray[np.float64], weight: flo
     boosts = np.zeros(len(counts), dtype=np.float32)
     trending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     outside = 0.0
-    moved, _ = catalogue.moved_rows()
+    moved = catalogue.moved_rows().base
     busy = np.flatnonzero(counts)
     if weight > 0.0 and len(busy):
         boosts[busy] = weight * np.log1p(counts[busy])
-        trending = busy[busy < catalogue.base_count]
-        if len(moved):
-            trending = np.setdiff1d(trending, moved, assume_unique=True)
+        trending = np.setdiff1d(busy, moved, assume_unique=True) if len(moved) else busy
         if len(trending) > TRENDING:
             order = np.argpartition(-boosts[trending], TRENDING)
             outside = float(boosts[trending[order[TRENDING]]])
             trending = trending[order[:TRENDING]]
-    return view_of(
-        catalogue, boosts, trending, catalogue.base_vectors[trending], catalogue.base_bias[trending], outside
-    )
+    return view_of(catalogue, boosts, trending, *catalogue.served_rows(trending), outside)
 
 
 def view_of(
@@ -81,7 +78,7 @@ def view_of(
     outside: float,
 ) -> LiveView:
     """The view with these trending rows, none of which has moved, and boosts."""
-    moved, moved_vectors = catalogue.moved_rows()
+    moved, moved_vectors, moved_delta = catalogue.moved_rows()
     return LiveView(
         boosts,
         trending,
@@ -91,6 +88,7 @@ def view_of(
         moved,
         moved_vectors,
         catalogue.base_bias[moved] + boosts[moved],
+        moved_delta,
         catalogue.delta_vectors,
         catalogue.delta_bias,
         catalogue.alive[: catalogue.size] if catalogue.alive_count < catalogue.size else None,

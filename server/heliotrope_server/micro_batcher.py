@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from heliotrope_server.errors import DeadlinePassedError, OverloadedError
+from heliotrope_server.errors import DeadlinePassedError, OverloadedError, RequestError
 
 BARREN_TURNS = 20
 """Turns of the event loop without a new question after which a batch starts; a turn takes microseconds."""
@@ -50,12 +50,12 @@ class MicroBatcher(Generic[Q, R]):
     """`work` answers a batch of questions in order; it runs on the event loop and must take milliseconds at most.
 
     At most `max_waiting` questions wait; what does not fit, or would be too late, is refused with OverloadedError. One
-    whose deadline has passed by the time its batch starts all the same is dropped before any work. An exception of
-    `work` reaches every caller of the batch.
+    whose deadline has passed by the time its batch starts all the same is dropped before any work. A RequestError in
+    the place of an answer reaches the caller of that question, an exception of `work` every caller of the batch.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Q]], Sequence[R]], *, max_batch: int = 64, max_waiting: int = 2048
+        self, work: Callable[[Sequence[Q]], Sequence[R | RequestError]], *, max_batch: int = 64, max_waiting: int = 2048
     ) -> None:
         self._work = work
         self._max_batch = max_batch
@@ -168,4 +168,7 @@ class MicroBatcher(Generic[Q, R]):
         self._last_end_ns = end_ns
         work_ns = end_ns - start_ns
         for entry, result in zip(batch, results, strict=True):
-            entry.future.set_result(Timed(result, start_ns - entry.arrived_ns, work_ns))
+            if isinstance(result, RequestError):
+                entry.future.set_exception(result)
+            else:
+                entry.future.set_result(Timed(result, start_ns - entry.arrived_ns, work_ns))

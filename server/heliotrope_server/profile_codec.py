@@ -1,6 +1,9 @@
 """The stored form of a profile: what is in the store of a shard, and what a key would encrypt.
 
 blob = msgpack (format version, key id, packed);  packed = msgpack map of what is not empty
+
+From format 3 on the blob is stored with a checksum (value_checksum), by the user's id as its key. Earlier ones are read
+too, and are written as format 3 when the profile is next saved.
 """
 
 from typing import Any
@@ -13,8 +16,10 @@ from heliotrope_server.event import UserEvent
 from heliotrope_server.event_ring import EventRing
 from heliotrope_server.interest import InterestSums
 from heliotrope_server.profile import ItemSpace, Profile
+from heliotrope_server.value_checksum import has_checksum, payload_of, with_checksum
 
-PROFILE_FORMAT_VERSION = 2
+PROFILE_FORMAT_VERSION = 3
+_FIRST_CHECKED = 3
 PLAIN_KEY_ID = 0
 """Every stored record of a user names the key that it is encrypted under; 0 is none."""
 
@@ -25,18 +30,23 @@ def encode_profile(profile: Profile) -> bytes:
     if not profile.plain:
         body.update(_more(profile))
     packed = msgpack.packb({name: value for name, value in body.items() if value})
-    blob: bytes = msgpack.packb((PROFILE_FORMAT_VERSION, PLAIN_KEY_ID, packed))
-    return blob
+    return with_checksum(profile.user_id.encode(), msgpack.packb((PROFILE_FORMAT_VERSION, PLAIN_KEY_ID, packed)))
 
 
 def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
-    """The inverse of encode_profile, for `space`; reads format 1 too. Raises DataFolderError for others."""
-    version, key_id, packed = msgpack.unpackb(blob)
+    """The inverse of encode_profile, for `space`; reads formats 1 and 2 too.
+
+    Raises DataFolderError for later formats, and ValueError where the checksum does not match. Without a checksum a
+    damaged profile may raise anything, or be taken for a sound one.
+    """
+    version, key_id, packed = msgpack.unpackb(payload_of(user_id.encode(), blob))
     if not 1 <= version <= PROFILE_FORMAT_VERSION or key_id != PLAIN_KEY_ID:
         raise DataFolderError(
             f"the stored profile has format version {version} and key id {key_id}; "
             f"this server reads 1 to {PROFILE_FORMAT_VERSION} and {PLAIN_KEY_ID}"
         )
+    if version >= _FIRST_CHECKED and not has_checksum(blob):
+        raise ValueError(f"the stored profile has format version {version} and no checksum")
     body = msgpack.unpackb(packed)
     profile = Profile(user_id, space)
     profile.lsn = body.get("lsn", 0)
@@ -49,6 +59,8 @@ def decode_profile(user_id: str, blob: bytes, space: ItemSpace) -> Profile:
     else:
         if "events" in body:
             profile.events = EventRing.load(user_id, body["events"])
+            if version < _FIRST_CHECKED:
+                profile.events.values()  # shows now what would else fail in the middle of an answer
         profile.restore([], body.get("counted_apart", {}))
     # What is at its default is left alone: a profile of events alone has no room for more.
     for name in ("undone", "folded_version", "folded_count", "folded_newest_s"):

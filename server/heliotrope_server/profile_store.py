@@ -16,30 +16,36 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
-import msgpack
-import numpy as np
 
-from heliotrope_server.errors import DataFolderError
+from heliotrope_server.errors import DataFolderError, ProfileDamagedError
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.profile import ItemSpace, Profile
-from heliotrope_server.profile_codec import PLAIN_KEY_ID, decode_profile, encode_profile
+from heliotrope_server.profile_codec import decode_profile, encode_profile
 from heliotrope_server.residuals import Heard, Residuals
 from heliotrope_server.segments import SegmentMembers
+from heliotrope_server.store_values import (
+    META_KEY,
+    POPULARITY_KEY,
+    decode_counts,
+    decode_heard,
+    decode_meta,
+    decode_segments,
+    encode_counts,
+    encode_heard,
+    encode_meta,
+    encode_segments,
+)
 
-FORMAT_VERSION = 1
-UNFINISHED_VERSION = 2
-"""Format of a store that was left in the middle of a checkpoint: a server without `shared_lsn` must not read it."""
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
 SETTLED = 2_048  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
 CHUNK = 1_024  # profiles that are written in one transaction: LMDB holds up to a page of 4 KB for each
 
-_META_KEY = b"checkpoint"
-_POPULARITY_KEY = b"popularity"
 _SLICE_S = 0.001
 _DUTY = 0.2
 """A checkpoint works for a millisecond at a time and a fifth of the time: in one go it was what the slowest requests of
@@ -58,33 +64,39 @@ class _Shared(NamedTuple):
 
 
 class ProfileStore:
-    """Profiles of one shard. Belongs to the event loop; only the LMDB transaction of a checkpoint runs in a thread."""
+    """Profiles of one shard. Belongs to the event loop; only the LMDB transaction of a checkpoint runs in a thread.
+
+    Raises DataFolderError for a folder that cannot be opened, is damaged, or is of a later format. A single profile
+    that is damaged shows when it is read: then `get` and `edit` raise ProfileDamagedError, for this user alone, until
+    the profile is deleted.
+    """
 
     def __init__(self, folder: Path, *, cache_profiles: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._cache_profiles = cache_profiles
         self._most_settled = min(SETTLED, cache_profiles)
-        try:
-            self._env = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4, subdir=True)
-        except lmdb.Error as error:
-            raise DataFolderError(f"the profile store in {folder} cannot be opened: {error}") from error
-        self._profiles_db = self._env.open_db(b"profiles")
-        self._meta_db = self._env.open_db(b"meta")
-        self._heard_db = self._env.open_db(b"heard")
-        self._segments_db = self._env.open_db(b"segments")
         self.segments = SegmentMembers()
-        self._load_segments()
+        with self._opening():
+            self._env = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4, subdir=True)
+            self._profiles_db = self._env.open_db(b"profiles")
+            self._meta_db = self._env.open_db(b"meta")
+            self._heard_db = self._env.open_db(b"heard")
+            self._segments_db = self._env.open_db(b"segments")
+            self._load_segments()
+            meta = self._read_meta()
         self._cache: dict[str, Profile] = {}
         # Those of the cache that have their sums, in the order of reading.
         self._settled: OrderedDict[str, Profile] = OrderedDict()
         self._rests_soon = False
         self._dirty: set[str] = set()
         self._deleted: set[str] = set()
+        # Why the profiles that were found damaged cannot be read.
+        self._damaged: dict[str, str] = {}
         # The checkpoint that is being taken: who is still to be encoded, who is encoded already, and who was deleted.
         self._cut: set[str] = set()
         self._encoded: dict[str, bytes] = {}
         self._leaving: set[str] = set()
-        meta = self._read_meta()
         self.checkpoint_lsn: int = meta["lsn"]
         # Up to here the store holds what is kept across users: later than the rest if a checkpoint was broken off.
         self.shared_lsn: int = meta.get("shared_lsn", self.checkpoint_lsn)
@@ -111,15 +123,48 @@ class ProfileStore:
         if profile is None:
             if user_id in self._deleted or user_id in self._leaving:
                 return None
-            with self._env.begin(db=self._profiles_db) as transaction:
-                blob = transaction.get(user_id.encode())
-            if blob is None:
+            profile = self._stored(user_id, space)
+            if profile is None:
                 return None
-            profile = decode_profile(user_id, blob, space)
             self._cache[user_id] = profile
         elif profile.generation != space.generation:
             profile.rederive(space)
         return profile
+
+    def _stored(self, user_id: str, space: ItemSpace) -> Profile | None:
+        """The profile as of the last checkpoint."""
+        fault = self._damaged.get(user_id)
+        if fault is None:
+            try:
+                with self._env.begin(db=self._profiles_db) as transaction:
+                    blob = transaction.get(user_id.encode())
+                return None if blob is None else decode_profile(user_id, blob, space)
+            except Exception as error:  # of LMDB, or whatever decoding makes of damaged bytes
+                fault = self._damaged[user_id] = f"{type(error).__name__}: {error}"
+                logger.error(
+                    "the profile of user %r in %s cannot be read (%s); other users are served. Its events are in the "
+                    "log: stop the server and run `heliotrope repair` (docs/backup.md)",
+                    user_id,
+                    self._folder,
+                    fault,
+                )
+        raise ProfileDamagedError(
+            "PROFILE_DAMAGED",
+            f"the stored profile of user {user_id[:64]!r} cannot be read ({fault}); it can be repaired or deleted",
+            user_id=user_id[:256],
+        )
+
+    def damaged(self, user_ids: set[str], space: ItemSpace) -> dict[str, ProfileDamagedError]:
+        """Those of some users whose profiles cannot be read, with the error; the others are in memory from now on."""
+        found: dict[str, ProfileDamagedError] = {}
+        for user_id in user_ids:
+            if user_id in self._cache:
+                continue
+            try:
+                self._current(user_id, space)
+            except ProfileDamagedError as error:
+                found[user_id] = error
+        return found
 
     def edit(self, user_id: str, space: ItemSpace) -> Profile:
         """The profile, new for an unknown user, about to be changed."""
@@ -149,6 +194,7 @@ class ProfileStore:
         self._cache.pop(user_id, None)
         self._settled.pop(user_id, None)
         self._dirty.discard(user_id)
+        self._damaged.pop(user_id, None)
         self._deleted.add(user_id)
 
     def count(self) -> int:
@@ -201,7 +247,7 @@ class ProfileStore:
             "residual_space": residuals.space,
         }
         # One value for all counts: 4 ms for 100,000 items, where a key for each would hold the interpreter for 300.
-        counts = msgpack.packb(popularity.own)
+        counts = encode_counts(popularity.own)
         shared = _Shared(counts, residuals.take_dirty(), self.segments.take_dirty(), self._leaving)
         cut = list(self._cut)
         try:
@@ -231,13 +277,10 @@ class ProfileStore:
         first: _Shared | None = shared
         for start in range(0, max(1, len(cut)), CHUNK):
             last = start + CHUNK >= len(cut)
-            reached = {
-                "format_version": FORMAT_VERSION if last else UNFINISHED_VERSION,
-                "lsn": lsn if last else self.checkpoint_lsn,
-                "shared_lsn": lsn,
-            }
+            reached = {"lsn": lsn if last else self.checkpoint_lsn, "shared_lsn": lsn}
             blobs = await self._encode_many(islice(users, CHUNK), paced)
-            await asyncio.get_running_loop().run_in_executor(None, self._commit, blobs, first, {**meta, **reached})
+            packed = encode_meta({**meta, **reached}, finished=last)
+            await asyncio.get_running_loop().run_in_executor(None, self._commit, blobs, first, packed)
             first = None
 
     async def _encode_many(self, users: Iterable[str], paced: bool) -> list[tuple[bytes, bytes]]:
@@ -257,24 +300,42 @@ class ProfileStore:
 
     def load_popularity(self, popularity: LivePopularity) -> None:
         """Restores the counts as of the last checkpoint, with the half-life that they were kept by."""
-        meta = self._read_meta()
-        popularity.landmark_s = meta["landmark_s"]
-        popularity.half_life_s = meta.get("half_life_s", popularity.half_life_s)
-        with self._env.begin(db=self._meta_db) as transaction:
-            raw = transaction.get(_POPULARITY_KEY)
-        popularity.own = {} if raw is None else msgpack.unpackb(raw)
+        with self._opening():
+            meta = self._read_meta()
+            popularity.landmark_s = meta["landmark_s"]
+            popularity.half_life_s = meta.get("half_life_s", popularity.half_life_s)
+            with self._env.begin(db=self._meta_db) as transaction:
+                raw = transaction.get(POPULARITY_KEY)
+            popularity.own = {} if raw is None else decode_counts(raw)
 
     def load_residuals(self, residuals: Residuals) -> None:
         """Restores what users said of young items, in the space of the snapshot that was served then."""
-        residuals.space = self._read_meta().get("residual_space", "")
-        with self._env.begin(db=self._heard_db) as transaction:
-            for key, blob in transaction.cursor():
-                residuals.own[bytes(key).decode()] = _decode_heard(blob)
+        with self._opening():
+            residuals.space = self._read_meta().get("residual_space", "")
+            with self._env.begin(db=self._heard_db) as transaction:
+                for key, value in transaction.cursor():
+                    item_id = bytes(key).decode()
+                    residuals.own[item_id] = decode_heard(item_id, value)
 
     def _load_segments(self) -> None:
         with self._env.begin(db=self._segments_db) as transaction:
-            for key, blob in transaction.cursor():
-                self.segments.put(bytes(key).decode(), msgpack.unpackb(blob))
+            for key, value in transaction.cursor():
+                user_id = bytes(key).decode()
+                self.segments.put(user_id, decode_segments(user_id, value))
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Turns whatever LMDB and decoding make of a damaged store into one line with the way out."""
+        try:
+            yield
+        except DataFolderError:
+            raise  # of a later format
+        except Exception as error:
+            raise DataFolderError(
+                f"the profile store in {self._folder} cannot be opened: {type(error).__name__}: {error}; if it is "
+                "damaged, `heliotrope verify` says where, and `heliotrope repair` or `heliotrope restore` bring back a "
+                "backup (docs/backup.md)"
+            ) from error
 
     def close(self) -> None:
         self._env.close()
@@ -284,13 +345,13 @@ class ProfileStore:
             self._cut.discard(user_id)
             self._encoded[user_id] = encode_profile(self._cache[user_id])
 
-    def _commit(self, blobs: list[tuple[bytes, bytes]], shared: _Shared | None, meta: dict[str, Any]) -> None:
+    def _commit(self, blobs: list[tuple[bytes, bytes]], shared: _Shared | None, meta: bytes) -> None:
         with self._env.begin(write=True) as transaction:
             if shared is not None:
                 self._put_shared(transaction, shared)
             # In C: a loop here would fight the event loop for the interpreter.
             transaction.cursor(self._profiles_db).putmulti(blobs)
-            transaction.put(_META_KEY, msgpack.packb(meta), db=self._meta_db)
+            transaction.put(META_KEY, meta, db=self._meta_db)
 
     def _put_shared(self, transaction: Any, shared: _Shared) -> None:
         for user_id in shared.deleted:
@@ -299,13 +360,13 @@ class ProfileStore:
             if entry is None:
                 transaction.delete(item_id.encode(), db=self._heard_db)
             else:
-                transaction.put(item_id.encode(), _encode_heard(entry), db=self._heard_db)
+                transaction.put(item_id.encode(), encode_heard(item_id, entry), db=self._heard_db)
         for user_id, names in shared.segments.items():
             if names:
-                transaction.put(user_id.encode(), msgpack.packb(names), db=self._segments_db)
+                transaction.put(user_id.encode(), encode_segments(user_id, names), db=self._segments_db)
             else:
                 transaction.delete(user_id.encode(), db=self._segments_db)
-        transaction.put(_POPULARITY_KEY, shared.counts, db=self._meta_db)
+        transaction.put(POPULARITY_KEY, shared.counts, db=self._meta_db)
 
     def _evict(self) -> None:
         """Those that came first go, but for who has changed or was read of late."""
@@ -326,28 +387,7 @@ class ProfileStore:
 
     def _read_meta(self) -> dict[str, Any]:
         with self._env.begin(db=self._meta_db) as transaction:
-            raw = transaction.get(_META_KEY)
+            raw = transaction.get(META_KEY)
         if raw is None:
             return {"lsn": 0, "landmark_s": 0.0, "folded_versions": []}
-        meta: dict[str, Any] = msgpack.unpackb(raw)
-        if meta["format_version"] not in (FORMAT_VERSION, UNFINISHED_VERSION):
-            raise DataFolderError(
-                f"the profile store has format version {meta['format_version']}; "
-                f"this server reads {FORMAT_VERSION} and {UNFINISHED_VERSION}"
-            )
-        return meta
-
-
-def _encode_heard(heard: Heard) -> bytes:
-    """What users said of an item; each user's part names its key, as every record of a user does."""
-    parts = [(user_id, PLAIN_KEY_ID, said.tobytes()) for user_id, said in zip(heard.users, heard.said, strict=True)]
-    blob: bytes = msgpack.packb((FORMAT_VERSION, heard.known, parts))
-    return blob
-
-
-def _decode_heard(blob: bytes) -> Heard:
-    version, known, parts = msgpack.unpackb(blob)
-    if version != FORMAT_VERSION or any(key_id != PLAIN_KEY_ID for _, key_id, _ in parts):
-        raise DataFolderError(f"the store of young items has format version {version} or keys unknown to this server")
-    said = np.stack([np.frombuffer(packed, dtype=np.float16) for _, _, packed in parts])
-    return Heard(tuple(user_id for user_id, _, _ in parts), said, known)
+        return decode_meta(raw)

@@ -226,19 +226,24 @@ def read_log(folder: Path, *, after_lsn: int = 0) -> Iterator[Frame]:
     Raises LogCorruptError when a frame is damaged and an intact one follows it, and when records are missing between
     two frames, or between `after_lsn` and the first; a log from 0 on may begin later, its oldest segments removed.
     """
+    return (frame for frame, _, _ in placed_frames(folder, after_lsn=after_lsn))
+
+
+def placed_frames(folder: Path, *, after_lsn: int) -> Iterator[tuple[Frame, Path, int]]:
+    """As `read_log`, with the segment of each frame and the offset behind it."""
     paths = segments(folder)
     next_lsn = after_lsn + 1 if after_lsn else None
     for index, path in enumerate(paths):
         last = index + 1 == len(paths)
         if not last and int(paths[index + 1].stem) <= after_lsn + 1:
             continue
-        for frame, _ in read_segment(path, torn_tail=last):
+        for frame, end in read_segment(path, torn_tail=last):
             end_lsn = frame.first_lsn + len(frame.records)
             if end_lsn <= after_lsn + 1:
                 continue
             if next_lsn is not None and frame.first_lsn > next_lsn:
                 _accept_gap(path, next_lsn, frame.first_lsn)
-            yield frame
+            yield frame, path, end
             next_lsn = end_lsn
 
 
@@ -261,12 +266,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_segment(path: Path, *, torn_tail: bool) -> Iterator[tuple[Frame, int]]:
+def read_segment(path: Path, *, torn_tail: bool, start: int = 0) -> Iterator[tuple[Frame, int]]:
     """Frames of one segment with the offset behind each; stops at a torn tail where one is allowed.
 
-    Raises LogCorruptError, which names the offset of the damage.
+    `start` is the offset behind a frame, to go on from there. Raises LogCorruptError, which names the offset of the
+    damage.
     """
-    yield from frames_of(path.read_bytes(), path, torn_tail=torn_tail)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    yield from _frames(data, path, start, torn_tail) if start else frames_of(data, path, torn_tail=torn_tail)
 
 
 def frames_of(data: bytes, path: Path, *, torn_tail: bool) -> Iterator[tuple[Frame, int]]:
@@ -278,19 +287,25 @@ def frames_of(data: bytes, path: Path, *, torn_tail: bool) -> Iterator[tuple[Fra
         raise LogCorruptError(f"{path} is not a log segment: it begins with {data[:8]!r}")
     if version != FORMAT_VERSION:
         raise LogCorruptError(f"{path} has format version {version}; this server reads {FORMAT_VERSION}")
-    offset = _SEGMENT_HEADER.size
+    header = _SEGMENT_HEADER.size
+    yield from _frames(data[header:], path, header, torn_tail)
+
+
+def _frames(data: bytes, path: Path, start: int, torn_tail: bool) -> Iterator[tuple[Frame, int]]:
+    """The frames of what a segment holds from the offset `start` on, where one begins."""
+    offset = 0
     while offset < len(data):
         frame = _frame_at(data, offset)
         if frame is None:
             if torn_tail and not _intact_frame_after(data, offset):
                 return
             raise LogCorruptError(
-                f"{path} is damaged at byte {offset} and holds intact records behind it; "
+                f"{path} is damaged at byte {start + offset} and holds intact records behind it; "
                 f"restore the data folder from a backup, or rename the file to {path.name}{DAMAGED_SUFFIX} to go on "
                 "without its records"
             )
         offset += _FRAME_HEADER.size + frame[1]
-        yield frame[0], offset
+        yield frame[0], start + offset
 
 
 def _holds_nothing(data: bytes) -> bool:

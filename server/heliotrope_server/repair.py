@@ -1,29 +1,39 @@
-"""`heliotrope repair`: replaces damaged profile stores by those of a backup, without losing an event.
+"""`heliotrope repair`: mends damaged profiles without losing an event.
 
-The log is the truth: the server replays what came after the older store. So the backup must be of the same generation,
-and the logs must be whole; a damaged log needs a restore.
+The log is the truth. With a snapshot store the damaged profiles are made anew of it. With backups the whole profile
+store is replaced by an older one, and the server replays what came after: so the backup must be of the same generation.
+Either way the logs must be whole; a damaged log needs a restore.
 """
 
 import sys
+import time
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
+from heliotrope_indexer.snapshot import Snapshot, SnapshotStore
 from heliotrope_server.backup_source import DUMP_SUFFIX, BackupSource
 from heliotrope_server.backup_store import BackupStore, storage_errors
+from heliotrope_server.catalogue_log import CatalogueChanges
 from heliotrope_server.command import one_line_errors
 from heliotrope_server.data_source import DataSource
 from heliotrope_server.errors import BackupError
 from heliotrope_server.layout import lock_data
+from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.profile_rebuild import Folding, Rebuilt, missing_records, rebuild_profiles
 from heliotrope_server.record_log import DAMAGED_SUFFIX, sync_folder
+from heliotrope_server.settings import EngineSettings
 from heliotrope_server.store_dump import load_store
 from heliotrope_server.verify import check_pieces
 from heliotrope_server.verify_content import Report, check_content, check_store
 
+_DEFAULTS = EngineSettings()
+
 
 class RepairOptions(BaseSettings):
-    """Replaces the damaged profile stores of a data folder, whose server is stopped."""
+    """Mends the damaged profiles of a data folder, whose server is stopped."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -34,19 +44,61 @@ class RepairOptions(BaseSettings):
     )
 
     data: Path = Field(description="data folder of a server that is stopped")
-    backups: str = Field(description="where its backups are kept: a folder or an fsspec URL")
+    snapshots: str | None = Field(
+        None, description="snapshot store that is served: damaged profiles are made anew from the event logs"
+    )
+    backups: str | None = Field(
+        None, description="where backups are kept, a folder or an fsspec URL: damaged profile stores are replaced"
+    )
     backup: str | None = Field(None, description="id of the backup; default: the newest")
+    ring_size: int = Field(_DEFAULTS.ring_size, description="as in `heliotrope serve`")
+    event_window_s: float = Field(_DEFAULTS.event_window_s, description="as in `heliotrope serve`")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.snapshots is None) == (self.backups is None):
+            raise ValueError("name either --snapshots or --backups")
+        return self
 
 
 def main(arguments: list[str]) -> int:
     with one_line_errors() as outcome:
         options = CliApp.run(RepairOptions, cli_args=arguments)
-        with storage_errors(options.backups):
-            replaced = repair(options.data, BackupStore(options.backups), options.backup)
-            for store in replaced:
-                print(f"replaced {store}; what was there is in {store}{DAMAGED_SUFFIX}")
-            print(f"{len(replaced)} profile stores were damaged")
+        if options.snapshots is not None:
+            folding = Folding(options.ring_size, time.time() - options.event_window_s)
+            print_rebuilt(rebuild(options.data, SnapshotStore(options.snapshots).open(), folding), options.data)
+        elif options.backups is not None:
+            with storage_errors(options.backups):
+                replaced = repair(options.data, BackupStore(options.backups), options.backup)
+                for store in replaced:
+                    print(f"replaced {store}; what was there is in {store}{DAMAGED_SUFFIX}")
+                print(f"{len(replaced)} profile stores were damaged")
     return outcome.code
+
+
+def print_rebuilt(rebuilt: list[Rebuilt], data: Path) -> None:
+    for one in rebuilt:
+        dropped = one.event_count is None
+        made = "dropped: the logs hold nothing of it" if dropped else f"made anew of the logs, {one.event_count} events"
+        print(f"profile {one.user_id!r}: {made}")
+    if rebuilt:
+        for records in missing_records(data):
+            print(f"note: {records} are missing: profiles that were made anew may lack events")
+    print(f"{len(rebuilt)} profiles were damaged")
+
+
+def rebuild(data: Path, snapshot: Snapshot, folding: Folding) -> list[Rebuilt]:
+    """Makes damaged profiles of all shards anew; see rebuild_profiles for what it raises."""
+    catalogue, changes = LiveCatalogue(snapshot), CatalogueChanges(data / "catalogue")
+    changes.catch_up()
+    changes.lay_over(catalogue)
+    rebuilt: list[Rebuilt] = []
+    with lock_data(data):
+        layout = DataSource(data).layout
+        for index in range(layout.shards):
+            with lock_data(layout.shard_folder(data, index)):
+                rebuilt += rebuild_profiles(data, index, catalogue, folding)
+    return rebuilt
 
 
 def repair(data: Path, store: BackupStore, backup_id: str | None) -> list[Path]:

@@ -62,6 +62,10 @@ class Retriever(Protocol):
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]: ...
 
+    def follow(self) -> None:
+        """Takes in what was added to the catalogue, so that it costs later questions less; they find it anyway."""
+        ...
+
 
 def make_retriever(catalogue: LiveCatalogue) -> "Retriever":
     """The retriever that the snapshot was built for."""
@@ -84,6 +88,9 @@ class ExactRetriever:
         self._intercept = np.float32(catalogue.parameters.intercept)
         self._vectors = catalogue.snapshot.vectors.view(np.ndarray)
         self._bias = catalogue.snapshot.bias.view(np.ndarray)
+
+    def follow(self) -> None:
+        """Everything is scored for every question."""
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         scores = self.base_scores(np.stack([query.vector for query in queries]), live)
@@ -125,12 +132,16 @@ class KernelRetriever:
         head = head_rows(catalogue.base_bias, search.head)
         self._ranking = CompiledRanking(catalogue, head)
         self._ranking.scan(ScannedIndex(index), search.nprobe, search.margin)
-        self._filtered = FilteredRetriever(catalogue, index)
+        self._filtered = FilteredRetriever(catalogue, index, self._best_of_delta)
         self._masks: dict[BaseRows, NDArray[np.bool_]] = {}
         # For the rare user who has seen all that is near.
         self._exhaustive = ExactRetriever(catalogue)
         factory = catalogue.snapshot.manifest.quality.get("index", type(index).__name__)
         self.description = f"kernel {factory} nprobe {search.nprobe} margin {search.margin:g} head {search.head}"
+
+    def follow(self) -> None:
+        """Seals the delta into lists beside those of the index (see CompiledRanking.follow)."""
+        self._ranking.follow()
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if any(self._narrow(query) for query in queries):
@@ -146,6 +157,13 @@ class KernelRetriever:
             else self._exhaustive.rank([query], live)[0]
             for place, (query, size) in enumerate(zip(queries, best.sizes.tolist(), strict=True))
         ]
+
+    def _best_of_delta(self, query: Query, live: LiveView) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best admitted rows of the delta, and some others, with their scores."""
+        assert query.allowed is not None
+        best = self._ranking.best_of_delta(query, live, self._mask(query.allowed))
+        size = int(best.sizes[0])
+        return best.rows[0, :size], best.scores[0, :size]
 
     def _narrow(self, query: Query) -> bool:
         allowed = query.allowed
@@ -195,6 +213,9 @@ class FaissRetriever:
             f"faiss {factory} nprobe {search.nprobe} candidates {search.candidates} head {search.head}, "
             f"{'compiled' if compiled else 'plain'} scoring"
         )
+
+    def follow(self) -> None:
+        """The delta is scored for every question."""
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
         if any(query.allowed is not None for query in queries):

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_server.errors import ProfileDamagedError
 from heliotrope_server.interest import interest_vectors
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.profile import ItemSpace, Profile
@@ -75,6 +76,10 @@ class SegmentMembers:
         for name in _with_everybody(segments):
             self._members[name].move_to_end(user_id)
             self._changes[name] += 1
+
+    def of(self, user_id: str) -> list[str]:
+        """The segments of a user whose profile cannot say them; a look at all there are."""
+        return [name for name, members in self._members.items() if name != _EVERYBODY and user_id in members]
 
     def changes(self, name: str) -> int:
         """Grows with everything that the members of a segment do."""
@@ -155,7 +160,10 @@ class SegmentPriors:
         longest = int(np.argmax(parameters.half_lives_s))
         tastes = []
         for user_id in self._store.segments.newest(name, most):
-            member = self._store.get(user_id, catalogue)
+            try:
+                member = self._store.get(user_id, catalogue)
+            except ProfileDamagedError:
+                continue  # the store has said so
             if member is None or not any(mass > 0.0 for mass in member.total.masses):
                 continue
             vectors = interest_vectors(

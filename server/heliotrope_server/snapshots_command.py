@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,8 @@ from heliotrope_indexer.snapshot import SnapshotStore
 from heliotrope_indexer.snapshot_diff import diff
 from heliotrope_server import snapshots_view as view
 from heliotrope_server.errors import ServerError, ShardUnreachableError
+from heliotrope_server.folded_maps import keep_map
+from heliotrope_server.live_catalogue import LiveCatalogue
 
 
 class _Options(BaseSettings):
@@ -93,9 +95,12 @@ class RollbackOptions(_ServerOptions):
 
 
 class PruneOptions(_ServerOptions):
-    """Removes old versions. The current one, what a rollback goes to, and what --server serves always stay."""
+    """Removes old versions. The current one, what a rollback goes to, and what --server serves always stay.
 
-    keep: Annotated[int, Field(ge=1, description="newest versions to keep")]
+    What folded sums need of a version that goes is kept in STORE/maps.
+    """
+
+    keep: Annotated[int, Field(ge=1, description="newest versions to keep, and figures of builds that failed")]
     dry_run: Annotated[bool, Field(description="say what would be removed, and remove nothing")] = False
 
 
@@ -191,14 +196,48 @@ def _prune(options: PruneOptions) -> None:
         newest = store.versions()
         in_use = {store.current(), *served}
         kept = {*newest[: options.keep], *in_use, *(_previous(store, version) for version in in_use)}
-        freed = 0
+        freed = count = 0
         gone = [version for version in newest if version not in kept]
+        targets = _Targets(store, [store.current(), *(version for version in newest if version in kept)])
         for version in gone:
+            if not options.dry_run and not _kept_for_folded_sums(store, version, targets):
+                continue
             size = store.manifest(version).total_bytes if options.dry_run else store.remove(version)
-            freed += size
+            freed, count = freed + size, count + 1
             print(f"heliotrope: {'would remove' if options.dry_run else 'removed'} {version}, {size:,} bytes")
+        failed = 0 if options.dry_run else store.prune_evidence(options.keep)
+    if failed:
+        print(f"heliotrope: removed the figures of {failed} builds that were not published")
     verb = "would be freed" if options.dry_run else "freed"
-    print(f"heliotrope: {len(gone)} of {len(newest)} versions, {freed:,} bytes {verb}")
+    print(f"heliotrope: {count} of {len(newest)} versions, {freed:,} bytes {verb}")
+
+
+class _Targets:
+    """Versions that stay, each opened when it is needed."""
+
+    def __init__(self, store: SnapshotStore, versions: list[str]) -> None:
+        self._store = store
+        self._versions = list(dict.fromkeys(versions))
+        self._open: dict[str, LiveCatalogue] = {}
+
+    def __iter__(self) -> Iterator[LiveCatalogue]:
+        for version in self._versions:
+            if version not in self._open:
+                self._open[version] = LiveCatalogue(self._store.open(version, verify=False))
+            yield self._open[version]
+
+
+def _kept_for_folded_sums(store: SnapshotStore, version: str, targets: Iterable[LiveCatalogue]) -> bool:
+    """Keeps what folded sums of the version will need; False: it cannot be read, and must stay."""
+    try:
+        if keep_map(store, version, targets) is None:
+            print(
+                f"heliotrope: folded sums of {version} cannot be carried over: it shares too few items with what stays"
+            )
+    except IndexerError as error:
+        print(f"heliotrope: {version} stays, since folded sums may need it and it cannot be read: {error}")
+        return False
+    return True
 
 
 def _served(options: _ServerOptions) -> set[str]:

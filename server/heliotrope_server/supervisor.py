@@ -26,6 +26,7 @@ from heliotrope_server.shard import READY, ShardSettings
 # takes the server down, since something is wrong that another try won't mend.
 MAX_FAILED_STARTS = 5
 RESTART_DELAY_S = 0.1
+_ENDED_BY_LMDB = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,13 @@ class Supervisor:
         process.stdin.write(plan.model_dump_json().encode() + b"\n")
         if await process.stdout.readline() != READY:
             code = await process.wait()
+            if -code in _ENDED_BY_LMDB:
+                folder = plan.layout.shard_folder(plan.server.data, plan.index) / "profiles"
+                raise StartError(
+                    f"shard {plan.index} was ended by {signal.Signals(-code).name} while it started, as LMDB ends a "
+                    f"process that reads a damaged store: `heliotrope verify` says whether {folder} is, "
+                    "`heliotrope repair` mends it (docs/backup.md)"
+                )
             raise StartError(f"shard {plan.index} could not start (exit code {code}); its message is above")
 
     async def _keep_running(self, plans: list[ShardSettings]) -> None:

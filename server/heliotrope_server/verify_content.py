@@ -5,20 +5,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.catalogue_log import DELETE, UPSERT, decode_upsert
 from heliotrope_server.data_source import CheckpointState, StoreEntry, checkpoint_state
-from heliotrope_server.engine import RECORD_DECLARE, RECORD_DELETE, RECORD_EVENT, RECORD_SEGMENTS
 from heliotrope_server.errors import LogCorruptError, ServerError
 from heliotrope_server.event import KIND_NAMES, EventKind, UserEvent
+from heliotrope_server.event_records import RECORD_DECLARE, RECORD_DELETE, RECORD_EVENT, RECORD_SEGMENTS, LastRecords
 from heliotrope_server.interest import GainTable
 from heliotrope_server.layout import Layout
 from heliotrope_server.profile_codec import decode_profile
 from heliotrope_server.record_log import DAMAGED_SUFFIX, frames_of
+from heliotrope_server.store_values import (
+    META_KEY,
+    POPULARITY_KEY,
+    decode_counts,
+    decode_heard,
+    decode_meta,
+    decode_segments,
+)
+from heliotrope_server.value_checksum import has_checksum
+
+_AS_NEW_AS_CAN_BE = 1 << 63
 
 _RECORD_SIZES = {RECORD_EVENT: 2 + len(UserEvent._fields), RECORD_DECLARE: 7, RECORD_DELETE: 3, RECORD_SEGMENTS: 4}
 
@@ -50,8 +60,11 @@ def check_content(source: Source, report: Report) -> None:
     for index in range(layout.shards):
         shard = f"{layout.generation}/shard-{index:03d}"
         # The store first: in a folder that is in use its log goes on.
-        checkpoint = check_store(source, f"{shard}/profiles", report)
-        last_lsn = _check_log(source, f"{shard}/log", _check_event, report)
+        checkpoint, held = check_store(source, f"{shard}/profiles", report)
+        last = LastRecords(checkpoint.lsn)
+        last_lsn = _check_log(source, f"{shard}/log", _check_event, report, last.take)
+        if held is not None:
+            report.problems += [f"{shard}/profiles, {user!r}: {fault}" for user, fault in last.behind(held).items()]
         if last_lsn < checkpoint.newest_lsn:
             report.problems.append(
                 f"{shard}/log ends at LSN {last_lsn}, before the checkpoint at {checkpoint.newest_lsn}: "
@@ -70,8 +83,14 @@ def check_content(source: Source, report: Report) -> None:
     _check_log(source, "catalogue", _check_change, report)
 
 
-def _check_log(source: Source, folder: str, check_record: Callable[[Any], None], report: Report) -> int:
-    """Checks one log from LSN 1 on; returns its last LSN."""
+def _check_log(
+    source: Source,
+    folder: str,
+    check_record: Callable[[Any], None],
+    report: Report,
+    take: Callable[[Any, int], None] = lambda record, lsn: None,
+) -> int:
+    """Checks one log from LSN 1 on, and has its sound records taken; returns its last LSN."""
     names = source.names(folder)
     segments = [name for name in names if name.endswith(".log")]
     aside = [name for name in names if name.endswith(DAMAGED_SUFFIX)]
@@ -91,6 +110,7 @@ def _check_log(source: Source, folder: str, check_record: Callable[[Any], None],
                 for place, record in enumerate(frame.records):
                     try:
                         check_record(record)
+                        take(record, frame.first_lsn + place)
                     except (ValueError, TypeError, IndexError, KeyError) as error:
                         report.problems.append(f"{name}, byte {offset}: LSN {frame.first_lsn + place}: {error}")
                 report.counts["log records"] += len(frame.records)
@@ -135,33 +155,56 @@ def _check_impressions(source: Source, folder: str, report: Report) -> None:
             report.problems.append(str(error))
 
 
-def check_store(source: Source, folder: str, report: Report) -> CheckpointState:
-    """Checks one profile store; returns what its checkpoint says."""
-    state, newest_lsn = CheckpointState(), 0
+def check_store(source: Source, folder: str, report: Report) -> tuple[CheckpointState, dict[str, int] | None]:
+    """Checks one profile store; returns what its checkpoint says, and the LSN of each profile (None: who knows).
+
+    A profile that cannot be read is taken for as new as can be: it is reported already.
+    """
+    state, newest_lsn, unchecked, broken = CheckpointState(), 0, 0, False
+    held: dict[str, int] = {}
     try:
         for entry in source.store_entries(folder):
+            unchecked += entry.key != META_KEY and not has_checksum(entry.value)
             try:
                 state = checkpoint_state(entry) or state
-                newest_lsn = max(newest_lsn, _check_entry(entry, report))
+                lsn = check_entry(entry, report)
+                newest_lsn = max(newest_lsn, lsn)
             except Exception as error:  # whatever decoding makes of damaged bytes
+                lsn = _AS_NEW_AS_CAN_BE
                 report.problems.append(f"{folder}, {entry.database} {entry.key!r}: {type(error).__name__}: {error}")
+            if entry.database == "profiles":
+                held[entry.key.decode(errors="replace")] = lsn
     except (ServerError, OSError) as error:
         report.problems.append(str(error))
+        broken = True
+    if unchecked:
+        report.notes.append(
+            f"{folder} holds {unchecked} values of an earlier version, without a checksum until they are next saved"
+        )
     if newest_lsn > state.newest_lsn:
         report.problems.append(
             f"{folder} holds a profile of LSN {newest_lsn}, behind its checkpoint at {state.newest_lsn}"
         )
-    return state
+    return state, None if broken else held
 
 
-def _check_entry(entry: StoreEntry, report: Report) -> int:
-    """Decodes one value; returns the LSN of a profile, 0 of anything else."""
+def check_entry(entry: StoreEntry, report: Report) -> int:
+    """Decodes one value; returns the LSN of a profile, 0 of anything else.
+
+    Raises whatever decoding makes of damage.
+    """
+    name, value = entry.key.decode(), entry.value
     if entry.database == "profiles":
         report.counts["profiles"] += 1
-        profile = decode_profile(entry.key.decode(), entry.value, _NO_SPACE)
-        profile.events.values()
-        return profile.lsn
-    msgpack.unpackb(entry.value)
+        return decode_profile(name, value, NO_SPACE).lsn
+    if entry.database == "heard":
+        decode_heard(name, value)
+    elif entry.database == "segments":
+        decode_segments(name, value)
+    elif entry.key == POPULARITY_KEY:
+        decode_counts(value)
+    elif entry.key == META_KEY:
+        decode_meta(value)
     return 0
 
 
@@ -188,4 +231,4 @@ class _NoSpace:
         return None
 
 
-_NO_SPACE = _NoSpace()
+NO_SPACE = _NoSpace()

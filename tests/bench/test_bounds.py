@@ -109,6 +109,25 @@ def test_growth_is_judged_over_the_whole_range(largest: int, word: str) -> None:
     assert verdict("cost of a request", file).word == word
 
 
+@pytest.mark.parametrize(("most", "word"), [(100_000, "does not hold"), (99_999, "not measured")])
+def test_live_items_are_judged_by_the_worst_with_enough_of_them(most: int, word: str) -> None:
+    timed = [
+        {"live": live, "delta": delta, "mode": mode, "p99_over_none": ratio}
+        for live, delta, mode, ratio in (
+            (0, "sealed", "single", 1.0),
+            (most, "sealed", "single", 1.5),
+            (most, "sealed", "batch", 2.5),
+            (most, "exact", "batch", 25.0),
+        )
+    ]
+    added = [{"live": live, "least_recall": least, "seal_us": 5.0} for live, least in ((1_000, 0.96), (most, 0.98))]
+    file = results("memory", [*timed, *added]).model_copy(update={"command": ["heliotrope", "bench", "live"]})
+    recall, p99 = verdict("on the way to 100,000", file), verdict("with 100,000 live items", file)
+    assert recall.word == p99.word == word
+    if word != "not measured":
+        assert (recall.value, p99.value) == (0.96, 2.5)
+
+
 def test_without_any_file_nothing_is_judged() -> None:
     found = verdicts([])
     assert [each.bound for each in found] == list(BOUNDS)

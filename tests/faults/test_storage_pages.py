@@ -1,4 +1,4 @@
-"""Damaged pages of a profile store. LMDB has no checksums of its own: what a check finds, and what it cannot."""
+"""Damaged pages of a profile store. LMDB has no checksums of its own; its values have."""
 
 import random
 import shutil
@@ -64,8 +64,8 @@ def flip_anywhere(content, rng):
 
 
 @pytest.mark.parametrize("damage", [zero_page, other_page, flip_in_header, flip_anywhere])
-@pytest.mark.parametrize("seed", range(15))
-def test_damage_is_found_unless_it_is_within_one_value(data, tmp_path, damage, seed):
+@pytest.mark.parametrize("seed", range(30))
+def test_damage_is_found_or_changes_nothing(data, tmp_path, damage, seed):
     copy = Path(shutil.copytree(data, tmp_path / "data"))
     whole = read_all(copy)
     path = copy / "g-test" / "shard-000" / "profiles" / "data.mdb"
@@ -76,13 +76,8 @@ def test_damage_is_found_unless_it_is_within_one_value(data, tmp_path, damage, s
     verify_data(copy, report)
     if report.problems:
         assert all("g-test/shard-000/profiles" in problem for problem in report.problems)
-        return
-    found = read_all(copy)
-    assert [(entry.database, entry.key, len(entry.value)) for entry in found] == [
-        (entry.database, entry.key, len(entry.value)) for entry in whole
-    ]
-    changed = [one for one, two in zip(whole, found, strict=True) if one.value != two.value]
-    assert len(changed) <= (1 if damage in (flip_in_header, flip_anywhere) else 0)
+    else:
+        assert read_all(copy) == whole
 
 
 def test_a_store_without_its_first_pages_is_refused_by_name(data, tmp_path):

@@ -1,20 +1,24 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore, write_snapshot
-from heliotrope_server.activation import Activation
+from heliotrope_server.activation import Activation, learn_old_maps
 from heliotrope_server.answerer import Question
 from heliotrope_server.errors import SnapshotUnusableError
+from heliotrope_server.folded_maps import keep_map, kept_map
 from heliotrope_server.live_catalogue import LiveCatalogue
 from tests.server import worlds
 
 NOW_S = 1.7e9
 
 
-def publish_rotated(store: SnapshotStore, draft) -> tuple[str, np.ndarray]:
+def publish_rotated(store: SnapshotStore, draft, seed=5) -> tuple[str, np.ndarray]:
     """The current snapshot in a rotated space: every score that depends on taste alone must stay the same."""
     old = store.open()
-    rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(old.vectors.shape[1],) * 2))
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(old.vectors.shape[1],) * 2))
     write_snapshot(
         draft,
         items=[CatalogItem(item_id, old.item(row).title) for row, item_id in enumerate(old.item_ids)],
@@ -52,8 +56,6 @@ async def test_profiles_move_to_a_rotated_space_with_their_folded_part(tmp_path)
 
 
 async def test_folded_sums_are_carried_over_when_the_swap_came_while_the_server_was_down(tmp_path):
-    from heliotrope_server.activation import learn_old_maps
-
     served = worlds.catalogue(tmp_path)
     store = SnapshotStore(tmp_path / "store")
     async with worlds.engine(tmp_path, served, wall_clock=lambda: NOW_S, ring_size=8) as engine:
@@ -66,6 +68,50 @@ async def test_folded_sums_are_carried_over_when_the_swap_came_while_the_server_
         for old, new in zip(before, await answers(engine), strict=True):
             assert new.snapshot_version == version
             np.testing.assert_allclose(new.scores, old.scores, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("behind_url", [False, True], ids=["folder", "url"])
+async def test_folded_sums_outlive_the_snapshots_that_they_were_folded_under(tmp_path, behind_url):
+    """The user comes back after four more snapshots, of which only the last is left."""
+    served = worlds.catalogue(tmp_path)
+    path = f"memory://{tmp_path}/store" if behind_url else tmp_path / "store"
+    store = SnapshotStore(path, cache=tmp_path / "cache" if behind_url else None)
+    if behind_url:
+        draft = Path(shutil.copytree(tmp_path / "store" / served.version, tmp_path / "draft"))
+        assert store.publish(draft) == served.version
+    async with worlds.engine(tmp_path, served, wall_clock=lambda: NOW_S, ring_size=8) as engine:
+        await engine.record(worlds.random_events(np.random.default_rng(1), 200, now_s=NOW_S, days=60.0))
+        assert engine.profile("u0").folded_count > 0
+        before = await answers(engine)
+    versions = [served.version]
+    for number in range(4):
+        versions.append(publish_rotated(store, tmp_path / f"rotated-{number}", seed=number)[0])
+        if number % 2:  # two at a time, so that one map leads to the next
+            for version in versions[-3:-1]:
+                assert keep_map(store, version, [LiveCatalogue(store.open())]) == versions[-1]
+                store.remove(version)
+    assert store.versions() == versions[-1:]
+    catalogue = LiveCatalogue(store.open())
+    learn_old_maps(store, catalogue, {served.version})
+    async with worlds.engine(tmp_path, catalogue, wall_clock=lambda: NOW_S, ring_size=8) as engine:
+        assert engine.profile("u0").folded_share(catalogue.parameters) > 0.1
+        for old, new in zip(before, await answers(engine), strict=True):
+            assert new.snapshot_version == versions[-1]
+            np.testing.assert_allclose(new.scores, old.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_a_kept_map_that_is_damaged_is_said_and_not_used(tmp_path, caplog):
+    served = worlds.catalogue(tmp_path)
+    store = SnapshotStore(tmp_path / "store")
+    publish_rotated(store, tmp_path / "rotated")
+    keep_map(store, served.version, [LiveCatalogue(store.open())])
+    store.remove(served.version)
+    path = tmp_path / "store" / "maps" / served.version
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert kept_map(store, served.version, LiveCatalogue(store.open())) is None
+    assert f"the kept map of snapshot {served.version} is damaged" in caplog.text
 
 
 async def test_a_catalogue_with_no_shared_items_admits_that_nothing_can_be_carried_over(tmp_path):

@@ -7,7 +7,6 @@ from heliotrope.v1 import event_pb2, recommendation_pb2
 from heliotrope_server import answerer, explanation
 from heliotrope_server.errors import InvalidArgumentError
 from heliotrope_server.event import Admission, EventKind, admit
-from heliotrope_server.profile_store import FORMAT_VERSION
 
 NOW_S = 1.7e9
 
@@ -38,7 +37,6 @@ def test_the_numbers_of_the_engine_are_those_of_the_contract():
     for name, number in recommendation_pb2.Source.items():
         if number:
             assert getattr(answerer, name) == number
-    assert FORMAT_VERSION == 1
 
 
 def test_the_effective_time_is_never_ahead_of_the_intake_clock():

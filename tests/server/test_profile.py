@@ -11,6 +11,7 @@ from heliotrope_server.errors import DataFolderError
 from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.profile import Applied, Profile
 from heliotrope_server.profile_codec import decode_profile, encode_profile
+from heliotrope_server.value_checksum import payload_of, with_checksum
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -260,6 +261,7 @@ def test_a_profile_at_rest_with_twenty_events_takes_at_most_1400_bytes(space):
 
 
 def test_a_profile_of_a_newer_format_is_refused(space):
-    blob = encode_profile(Profile("u", space)).replace(b"\x93\x02", b"\x93\x03", 1)
-    with pytest.raises(DataFolderError, match="format version 3 and key id 0; this server reads 1 to 2 and 0"):
+    payload = payload_of(b"u", encode_profile(Profile("u", space)))
+    blob = with_checksum(b"u", payload.replace(b"\x93\x03", b"\x93\x04", 1))
+    with pytest.raises(DataFolderError, match="format version 4 and key id 0; this server reads 1 to 3 and 0"):
         decode_profile("u", blob, space)

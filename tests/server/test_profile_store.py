@@ -4,15 +4,16 @@ import asyncio
 import shutil
 
 import lmdb
+import msgpack
 import numpy as np
 import pytest
 
 from heliotrope_server import profile_store
-from heliotrope_server.engine import RECORD_DECLARE, RECORD_DELETE, RECORD_SEGMENTS
 from heliotrope_server.errors import StartError
 from heliotrope_server.event import EventKind, UserEvent
+from heliotrope_server.event_records import RECORD_DECLARE, RECORD_DELETE, RECORD_SEGMENTS
 from heliotrope_server.profile_codec import PLAIN_KEY_ID, encode_profile
-from heliotrope_server.profile_store import UNFINISHED_VERSION
+from heliotrope_server.store_values import META_KEY, UNFINISHED_VERSION
 from tests.server import worlds
 
 NOW_S = 1.7e9
@@ -131,7 +132,8 @@ async def test_a_checkpoint_that_the_disk_refused_half_way_is_made_good_by_the_n
         engine.store._commit = refuse_the_third
         await engine.checkpoint()
         assert (len(calls), engine.store.checkpoint_lsn) == (3, 0)
-        assert engine.store._read_meta()["format_version"] == UNFINISHED_VERSION
+        with engine.store._env.begin(db=engine.store._meta_db) as transaction:
+            assert msgpack.unpackb(transaction.get(META_KEY))["format_version"] == UNFINISHED_VERSION
         await live(engine, rng, "since", count=30)
         await engine.checkpoint()
         assert engine.store.checkpoint_lsn == engine.applied_lsn
@@ -165,6 +167,6 @@ async def test_a_profile_store_of_a_newer_server_is_refused(tmp_path):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served, **SETTINGS) as engine:
         await engine.record(some_events(np.random.default_rng(1), 20, "x"))
-        engine.store._commit([], None, {"format_version": 3})
-    with pytest.raises(StartError, match="format version 3; this server reads 1 and 2"):
+        engine.store._commit([], None, msgpack.packb({"format_version": 5}))
+    with pytest.raises(StartError, match="format version 5; this server reads 1 to 4"):
         await recovered(tmp_path, served)

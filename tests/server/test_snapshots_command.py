@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from heliotrope_indexer.job_folder import alone
 from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_server.folded_maps import kept_map
+from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.snapshots_command import main
 from tests.server import worlds
 
@@ -78,6 +81,62 @@ def test_prune_keeps_what_is_in_use(folder, versions, capsys):
         assert f"2 of 4 versions, {size:,} bytes freed" in said
     assert told.count("would remove") == said.count("heliotrope: removed") == 4 - len(kept)
     assert SnapshotStore(folder).previous() == versions[3]
+
+
+def test_prune_keeps_the_way_of_folded_sums_out_of_what_it_removes(folder, versions, capsys):
+    before = set(SnapshotStore(folder).versions())
+    ask(capsys, "prune", "--snapshots", folder, "--keep", 1)
+    store = SnapshotStore(folder)
+    gone = before - set(store.versions())
+    assert gone
+    for version in gone:
+        matrix = kept_map(store, version, LiveCatalogue(store.open()))
+        assert matrix is not None and matrix.shape == (16, 16)
+
+
+def test_prune_leaves_a_version_that_it_cannot_read(folder, versions, capsys):
+    store = SnapshotStore(folder)
+    store.activate(sorted(versions)[-1])
+    victim = next(version for version in sorted(versions) if version not in (store.current(), store.previous()))
+    (folder / victim / "vectors.npy").write_bytes(b"x")
+    told = ask(capsys, "prune", "--snapshots", folder, "--keep", 1)
+    assert f"{4 - len(store.versions())} of 4 versions" in told
+    assert f"{victim} stays, since folded sums may need it and it cannot be read" in told
+    assert victim in store.versions()
+
+
+def test_prune_says_where_nothing_can_be_carried_over(folder, capsys):
+    for seed in range(4):
+        worlds.publish(folder, items=40, seed=seed, first_item=100 * seed)
+    assert "cannot be carried over: it shares too few items" in ask(capsys, "prune", "--snapshots", folder, "--keep", 1)
+
+
+@pytest.mark.parametrize("behind_url", [False, True], ids=["folder", "url"])
+def test_prune_keeps_the_figures_of_the_newest_builds_that_failed(tmp_path, behind_url):
+    path = f"memory://{tmp_path}/store" if behind_url else str(tmp_path / "store")
+    store = SnapshotStore(path, cache=tmp_path / "cache")
+    assert store.prune_evidence(3) == 0
+    fs, root = fsspec.core.url_to_fs(path)
+    for day in range(1, 7):
+        for end in ("json", "rejects.jsonl") if day % 2 else ("json",):
+            fs.makedirs(f"{root}/failed", exist_ok=True)
+            fs.pipe_file(f"{root}/failed/2026010{day}T000000Z.{end}", b"{}")
+    assert store.prune_evidence(3) == 3
+    left = sorted(name.rpartition("/")[2] for name in fs.ls(f"{root}/failed", detail=False))
+    assert left == [
+        f"2026010{day}T000000Z.{end}" for day, end in ((4, "json"), (5, "json"), (5, "rejects.jsonl"), (6, "json"))
+    ]
+    assert store.prune_evidence(3) == 0
+
+
+def test_prune_removes_old_figures(folder, versions, capsys):
+    (folder / "failed").mkdir()
+    for day in range(1, 5):
+        (folder / "failed" / f"2026010{day}T000000Z.json").write_text("{}")
+    assert "0 of 4 versions" in ask(capsys, "prune", "--snapshots", folder, "--keep", 4)
+    assert len(list((folder / "failed").iterdir())) == 4
+    assert "figures of 2 builds" in ask(capsys, "prune", "--snapshots", folder, "--keep", 2)
+    assert sorted(path.name[:8] for path in (folder / "failed").iterdir()) == ["20260103", "20260104"]
 
 
 def test_prune_waits_for_no_build(folder, versions, capsys):

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heliotrope_indexer.snapshot import SnapshotStore
+from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore
 from heliotrope_server import trending as module
-from heliotrope_server.live_catalogue import LiveCatalogue
+from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.live_view import live_view
 from heliotrope_server.popularity import LivePopularity
 from heliotrope_server.trending import Trending
@@ -77,3 +77,23 @@ def test_other_landmarks_peers_and_catalogues_are_looked_at_again(tmp_path_facto
     np.testing.assert_allclose(looked.view(NOW_S, WEIGHT).boosts[5], WEIGHT * np.log1p(2.0), rtol=1e-5)
     popularity.forget_peer(1, served.rows)
     assert looked.view(NOW_S, WEIGHT).trending.tolist() == [3]
+
+
+def test_items_that_were_added_trend_with_the_vectors_they_are_served_with(tmp_path_factory):
+    served = catalogue(tmp_path_factory)
+    for number in range(3):
+        pooled = np.full(served.snapshot.projection.shape[1], 1.0 + number, np.float32)
+        served.upsert(DeltaItem(CatalogItem(f"new{number}", "t"), pooled, None, 0.5, served.version, "none"))
+    popularity = LivePopularity(3_600.0)
+    popularity.bind(served.rows, served.size)
+    looked = Trending(served, popularity)
+    popularity.add("i3", 3, NOW_S)
+    popularity.add("new1", ITEMS + 1, NOW_S)
+    for moved in (None, np.full(served.dimension, 0.5, np.float32), None):
+        served.set_residual("new1", moved)
+        view, expected = looked.view(NOW_S, WEIGHT), live_view(served, popularity.counts_at(NOW_S), WEIGHT)
+        assert view.trending.tolist() == expected.trending.tolist() == [3, ITEMS + 1]
+        assert view.moved_delta.tolist() == ([] if moved is None else [ITEMS + 1])
+        for one in (view, expected):
+            np.testing.assert_array_equal(one.trending_vectors[1], served.served_vector(ITEMS + 1))
+            np.testing.assert_allclose(one.trending_terms[1], 0.5 + WEIGHT * np.log1p(1.0), rtol=1e-6)

@@ -70,7 +70,7 @@ INLINE float dot_float(const float *a, const float *x, int64_t d) {
     return total;
 }
 
-static const float *vector_of(const share_job *job, int64_t event) {
+static const float *event_vector(const share_job *job, int64_t event) {
     int32_t number;
     memcpy(&number, job->numbers + 4 * event, 4);
     int32_t row = job->rows[number];
@@ -161,13 +161,13 @@ KERNEL void heliotrope_event_shares(share_job *job) {
     speak(job);
     /* The search has just driven them from the caches. */
     for (int64_t e = 0; e < job->events && e < MOST_AHEAD; e++) {
-        const float *x = vector_of(job, e);
+        const float *x = event_vector(job, e);
         for (int64_t i = 0; x != NULL && i < d; i += 16) __builtin_prefetch(x + i);
     }
     for (int64_t e = 0; e < job->events; e++) {
         job->starts[e] = start;
         start += 1 + (uint8_t)job->ids[start];
-        const float *x = vector_of(job, e);
+        const float *x = event_vector(job, e);
         int adds = x != NULL && scale(job, e, job->scales + e * horizons);
         job->unknown += x == NULL;
         if (!adds) for (int64_t h = 0; h < horizons; h++) job->scales[e * horizons + h] = 0.0;
@@ -196,7 +196,7 @@ KERNEL void heliotrope_event_shares(share_job *job) {
         int adds = 0;
         for (int64_t h = 0; h < horizons; h++) adds |= scales[h] != 0.0;
         if (!adds && !said) continue;
-        const float *x = adds ? vector_of(job, e) : NULL;
+        const float *x = adds ? event_vector(job, e) : NULL;
         for (int64_t i = 0; i < items; i++) {
             double share = said ? said[i] : 0.0;
             for (int64_t h = 0; adds && h < horizons; h++)

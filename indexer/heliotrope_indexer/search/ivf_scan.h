@@ -10,13 +10,17 @@
 enum { BLOCK = 32, MAX_SUBQUANTISERS = 128 };
 
 typedef struct {
+    uint8_t *const *codes; /* (lists,) blocks of each list */
+    int64_t *const *rows;  /* (lists,) */
+    int64_t *sizes;        /* (lists,) */
+    const float *error;    /* (width,) mean square of what a code leaves of each dimension */
+} inverted;
+
+typedef struct {
     int64_t lists, subquantisers, per_code, width; /* subquantisers * per_code == width */
     const float *centroids;                        /* (lists, width) */
     const float *codebook;                         /* (subquantisers, 16, per_code) */
-    const uint8_t *const *codes;                   /* (lists,) blocks of each list */
-    const int64_t *const *rows;                    /* (lists,) */
-    const int64_t *sizes;                          /* (lists,) */
-    const float *error;                            /* (width,) mean square of what a code leaves of each dimension */
+    inverted stored, added;                        /* FAISS's own lists, and those of rows that came later */
 } ivf;
 
 /* The table of one query: what a code adds, as bytes: value = (byte / scale) + least, summed over sub-quantisers. */
@@ -129,16 +133,56 @@ static scan_list chosen_scan(void) {
     return scan_plain;
 }
 
+/* The byte that holds the code of one sub-quantiser of the row at a place of a list, and where in it. */
+static inline uint8_t *byte_of(const ivf *index, uint8_t *codes, int64_t place, int64_t m, int64_t *shift) {
+    const int64_t pairs = (index->subquantisers + 1) / 2, in = place % 16;
+    *shift = place % BLOCK < 16 ? 0 : 4;
+    return codes + (place / BLOCK * pairs + m / 2) * BLOCK + m % 2 * 16 + (in < 8 ? 2 * in : 2 * (in - 8) + 1);
+}
+
+/* Writes a row with its codes (subquantisers,) to the end of an added list, whose blocks beyond that are zeros. */
+static inline void append(const ivf *index, int64_t list, int64_t row, const uint8_t *codes) {
+    const inverted *added = &index->added;
+    const int64_t place = added->sizes[list]++;
+    added->rows[list][place] = row;
+    for (int64_t m = 0; m < index->subquantisers; m++) {
+        int64_t shift;
+        uint8_t *byte = byte_of(index, added->codes[list], place, m, &shift);
+        *byte |= (uint8_t)(codes[m] << shift);
+    }
+}
+
+/* The nearest words of what a centroid leaves of a row (width,), and what these leave of it. */
+static inline void encode(const ivf *index, const float *row, int64_t list, uint8_t *codes, float *left) {
+    const float *centroid = index->centroids + list * index->width;
+    for (int64_t m = 0; m < index->subquantisers; m++) {
+        const int64_t at = m * index->per_code;
+        const float *words = index->codebook + m * 16 * index->per_code;
+        float least = INFINITY;
+        codes[m] = 0;
+        for (int64_t c = 0; c < 16; c++) {
+            float square = 0.0f;
+            for (int64_t i = 0; i < index->per_code; i++) {
+                const float lacks = row[at + i] - centroid[at + i] - words[c * index->per_code + i];
+                square += lacks * lacks;
+            }
+            if (square < least) least = square, codes[m] = (uint8_t)c;
+        }
+        for (int64_t i = 0; i < index->per_code; i++)
+            left[at + i] = row[at + i] - centroid[at + i] - words[codes[m] * index->per_code + i];
+    }
+}
+
 /* What the codes leave of some rows: adds the squares of each dimension to `squares` (width,); returns how many rows. */
 static inline int64_t add_errors(const ivf *index, int64_t list, const float *vectors, const float *bias, int64_t d,
                                  int64_t at_most, double *squares) {
-    const int64_t pairs = (index->subquantisers + 1) / 2, size = index->sizes[list] < at_most ? index->sizes[list] : at_most;
+    const inverted *stored = &index->stored;
+    const int64_t size = stored->sizes[list] < at_most ? stored->sizes[list] : at_most;
     for (int64_t place = 0; place < size; place++) {
-        const int64_t row = index->rows[list][place], in = place % 16, byte = in < 8 ? 2 * in : 2 * (in - 8) + 1;
-        const uint8_t *block = index->codes[list] + place / BLOCK * pairs * BLOCK;
+        const int64_t row = stored->rows[list][place];
         for (int64_t i = 0; i < index->width; i++) {
-            const int64_t m = i / index->per_code, shift = place % BLOCK < 16 ? 0 : 4;
-            const int64_t code = block[m / 2 * BLOCK + m % 2 * 16 + byte] >> shift & 15;
+            const int64_t m = i / index->per_code;
+            int64_t shift, code = *byte_of(index, stored->codes[list], place, m, &shift) >> shift & 15;
             const float coded = index->centroids[list * index->width + i] +
                                 index->codebook[(m * 16 + code) * index->per_code + i % index->per_code];
             const float true_value = i < d ? vectors[row * d + i] : i == d ? bias[row] : 0.0f;

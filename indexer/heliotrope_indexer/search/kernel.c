@@ -36,6 +36,9 @@ typedef struct {
     int64_t queries, d, asked_step, found_each, wanted, base_count, rows; /* rows: base_count and what is beyond */
     const float *vectors; /* (base_count, d) */
     const float *bias;    /* (base_count,) */
+    int64_t known;        /* rows whose vectors are here: base_count and those of the next two */
+    const float *beyond_vectors; /* (known - base_count, d) */
+    const float *beyond_bias;    /* (known - base_count,) */
     const float *boosts;  /* (rows,), or NULL */
     const double *counts; /* (rows,): a boost is weight * log1p(count * factor); NULL where boosts are given, or none */
     double factor;
@@ -51,12 +54,13 @@ typedef struct {
     const int64_t *found; /* (queries, found_each); -1 where the index had no more */
     const ivf *index;     /* to be searched here, or NULL */
     int64_t probes;       /* lists of it */
+    int64_t added_only;   /* 1: leave its own lists aside */
     int64_t portable;     /* 1: scan them without instructions of this processor, as others must */
     float margin;         /* standard deviations of a code's error that are allowed for */
     float *closeness;     /* (lists,) */
     int64_t *order;       /* (lists,) */
-    int32_t *places;      /* (longest list,) */
-    uint16_t *sums;       /* (longest list,) */
+    int32_t *places;      /* (longest list, stored or added,) */
+    uint16_t *sums;       /* (the same,) */
     const int64_t *excluded, *excluded_ends;   /* rows of all queries, and where each query's end */
     const int64_t *suggested, *suggested_ends;
     const float *gains;
@@ -174,33 +178,48 @@ INLINE void meet_block(const job *j, const block *b, best *list, const float *q,
     }
 }
 
+INLINE const float *vector_of(const job *j, int64_t row) {
+    return row < j->base_count ? j->vectors + row * j->d : j->beyond_vectors + (row - j->base_count) * j->d;
+}
+
+/* Taste and bias of a row below `known`. */
+INLINE float base_of(const job *j, const float *q, const float *tail, int64_t row) {
+    const float bias = row < j->base_count ? j->bias[row] : j->beyond_bias[row - j->base_count];
+    return dot(q, tail, vector_of(j, row), j->d) + bias;
+}
+
 INLINE void meet_base(const job *j, best *list, float base, int64_t row) {
     if (base + j->outside + j->intercept >= list->bar) meet(j, list, base + boost(j, row) + j->intercept, row);
 }
 
 INLINE void meet_found(const job *j, best *list, const float *q, const float *tail, int64_t row) {
     if (list->allowed && !list->allowed[row]) return;
-    meet_base(j, list, dot(q, tail, j->vectors + row * j->d, j->d) + j->bias[row], row);
+    meet_base(j, list, base_of(j, q, tail, row), row);
 }
 
 INLINE void prefetch(const job *j, int64_t row) {
-    const char *vector = (const char *)(j->vectors + row * j->d);
+    const char *vector = (const char *)vector_of(j, row);
     for (int64_t line = 0; line < j->d * 4; line += 64) __builtin_prefetch(vector + line);
 }
 
-/* The `probes` nearest lists, nearest first, to the front of `order`. */
-INLINE void nearest_lists(job *j, const float *q) {
-    const ivf *index = j->index;
+/* What every list's centroid is worth to a query or row (width,). */
+INLINE void measure_lists(const ivf *index, const float *q, float *closeness) {
     float tail[LANES] = {0};
     for (int64_t i = index->width - index->width % LANES; i < index->width && index->width >= LANES; i++)
         tail[i - (index->width - LANES)] = q[i];
     int64_t i = 0;
     if (index->width >= LANES)
         for (; i + 4 <= index->lists; i += 4)
-            dot4(q, tail, index->centroids + i * index->width, index->width, j->closeness + i);
-    for (; i < index->lists; i++) j->closeness[i] = dot(q, tail, index->centroids + i * index->width, index->width);
+            dot4(q, tail, index->centroids + i * index->width, index->width, closeness + i);
+    for (; i < index->lists; i++) closeness[i] = dot(q, tail, index->centroids + i * index->width, index->width);
+}
+
+/* The `probes` nearest lists, nearest first, to the front of `order`. */
+INLINE void nearest_lists(job *j, const float *q) {
+    const ivf *index = j->index;
+    measure_lists(index, q, j->closeness);
     int64_t kept = 0;
-    for (i = 0; i < index->lists; i++) {
+    for (int64_t i = 0; i < index->lists; i++) {
         const float close = j->closeness[i];
         if (kept == j->probes && close <= j->closeness[j->order[kept - 1]]) continue;
         int64_t place = kept < j->probes ? kept++ : kept - 1;
@@ -209,36 +228,51 @@ INLINE void nearest_lists(job *j, const float *q) {
     }
 }
 
-/* Meets the rows of the nearest lists whose codes say that they may come in: those within the margin of the bar, which
- * rises meanwhile. */
+/* Standard deviation of a query's error by the codes of some lists; `t` rounds to bytes. */
+INLINE float deviation(const ivf *index, const inverted *lists, const float *q, const table *t) {
+    float variance = (float)index->subquantisers / (12.0f * t->scale * t->scale);
+    for (int64_t i = 0; i < index->width; i++) variance += q[i] * q[i] * lists->error[i];
+    return sqrtf(variance);
+}
+
+/* Meets the rows of one list whose codes put them within `slack` of the bar, which rises meanwhile. `start` is what the
+ * list and the least codes are worth. */
+INLINE void search_list(job *j, best *list, const float *q, const float *tail, const inverted *lists, int64_t at,
+                        const table *t, float start, float slack) {
+    const scan_list scan = j->portable ? scan_plain : chosen_scan();
+    float floor = ceilf((list->bar - slack - start) * t->scale);
+    if (floor > 255.0f * (float)j->index->subquantisers) return;
+    if (!(floor > 0.0f)) floor = 0.0f;
+    const int64_t pairs = (j->index->subquantisers + 1) / 2;
+    const int64_t passed =
+        scan(lists->codes[at], lists->sizes[at], pairs, t->bytes, (int32_t)floor, j->places, j->sums);
+    const int64_t *rows = lists->rows[at];
+    float bar = list->bar;
+    for (int64_t i = 0; i < passed; i++) {
+        if (i + AHEAD < passed) prefetch(j, rows[j->places[i + AHEAD]]);
+        if (list->bar != bar) {
+            bar = list->bar;
+            floor = ceilf((bar - slack - start) * t->scale);
+        }
+        const int64_t row = rows[j->places[i]];
+        if ((float)j->sums[i] >= floor && inside(row, j->known)) meet_found(j, list, q, tail, row);
+    }
+}
+
+/* Meets the rows of the nearest lists whose codes say that they may come in. */
 INLINE void search(job *j, best *list, const float *q, const float *tail) {
     const ivf *index = j->index;
     table t;
     nearest_lists(j, q);
     fill_table(index, q, &t);
-    float variance = (float)index->subquantisers / (12.0f * t.scale * t.scale); /* of rounding to bytes */
-    for (int64_t i = 0; i < index->width; i++) variance += q[i] * q[i] * index->error[i];
-    const float slack = j->margin * sqrtf(variance) + j->outside + j->intercept;
-    const int64_t pairs = (index->subquantisers + 1) / 2;
-    const scan_list scan = j->portable ? scan_plain : chosen_scan();
+    const float beside = j->outside + j->intercept;
+    const float slack = j->margin * deviation(index, &index->stored, q, &t) + beside;
+    const float added_slack = j->margin * deviation(index, &index->added, q, &t) + beside;
     for (int64_t probe = 0; probe < j->probes; probe++) {
         const int64_t at = j->order[probe];
         const float start = j->closeness[at] + t.least;
-        float floor = ceilf((list->bar - slack - start) * t.scale);
-        if (floor > 255.0f * (float)index->subquantisers) continue;
-        if (!(floor > 0.0f)) floor = 0.0f;
-        const int64_t passed =
-            scan(index->codes[at], index->sizes[at], pairs, t.bytes, (int32_t)floor, j->places, j->sums);
-        const int64_t *rows = index->rows[at];
-        float bar = list->bar;
-        for (int64_t i = 0; i < passed; i++) {
-            if (i + AHEAD < passed) prefetch(j, rows[j->places[i + AHEAD]]);
-            if (list->bar != bar) {
-                bar = list->bar;
-                floor = ceilf((bar - slack - start) * t.scale);
-            }
-            if ((float)j->sums[i] >= floor) meet_found(j, list, q, tail, rows[j->places[i]]);
-        }
+        if (!j->added_only) search_list(j, list, q, tail, &index->stored, at, &t, start, slack);
+        if (index->added.sizes[at]) search_list(j, list, q, tail, &index->added, at, &t, start, added_slack);
     }
 }
 
@@ -266,9 +300,8 @@ INLINE void rank_one(job *j, int64_t place) {
     for (int64_t i = first; i < end; i++) {
         const int64_t row = j->suggested[i];
         if (!inside(row, j->rows)) continue;
-        if (row < j->base_count && j->stamps[row] != stamp) {
-            const float taste = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
-            meet(j, &list, taste + boost(j, row) + j->gains[i] + j->intercept, row);
+        if (row < j->known && j->stamps[row] != stamp) {
+            meet(j, &list, base_of(j, q, tail, row) + boost(j, row) + j->gains[i] + j->intercept, row);
             j->stamps[row] = stamp; /* without its gain it is not to be met again */
         }
         j->gain_of[row] = 0.0f;
@@ -282,7 +315,7 @@ INLINE void rank_one(job *j, int64_t place) {
         if (i + AHEAD < j->found_each && inside(rows[i + AHEAD], j->base_count)) prefetch(j, rows[i + AHEAD]);
         const int64_t row = rows[i];
         if (!inside(row, j->base_count)) continue;
-        const float base = dot(q, tail, j->vectors + row * d, d) + j->bias[row];
+        const float base = base_of(j, q, tail, row);
         if (base < least) least = base;
         meet_base(j, &list, base, row);
     }
@@ -306,4 +339,24 @@ void heliotrope_errors(const ivf *index, const float *vectors, const float *bias
     int64_t rows = 0;
     for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares);
     for (int64_t i = 0; i < index->width; i++) error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
+}
+
+/* Chooses the list of each row (count, width), as FAISS does, and its codes (count, subquantisers); `left` (count, width)
+ * is what these leave, and `closeness` (lists,) is written over. */
+KERNEL void heliotrope_encode(const ivf *index, int64_t count, const float *rows, float *closeness, int64_t *lists,
+                              uint8_t *codes, float *left) {
+    for (int64_t place = 0; place < count; place++) {
+        const float *row = rows + place * index->width;
+        measure_lists(index, row, closeness);
+        lists[place] = 0;
+        for (int64_t i = 1; i < index->lists; i++)
+            if (closeness[i] > closeness[lists[place]]) lists[place] = i;
+        encode(index, row, lists[place], codes + place * index->subquantisers, left + place * index->width);
+    }
+}
+
+/* Writes rows, by their numbers, to the ends of their added lists, which have room for them. */
+void heliotrope_append(const ivf *index, int64_t count, const int64_t *numbers, const int64_t *lists, const uint8_t *codes) {
+    for (int64_t place = 0; place < count; place++)
+        append(index, lists[place], numbers[place], codes + place * index->subquantisers);
 }

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.index_rows import index_rows
 from heliotrope_indexer.search.library import BlockStruct, JobStruct, load
 from heliotrope_indexer.search.scanned_index import ScannedIndex
 
 _STAMPS = 2**32 - 2**20
 """Stamps are 32-bit numbers, and start again before they are used up."""
+_DEVIATION_OVER_MEDIAN = 1.4826
+"""Standard deviation of normal values over the median of their sizes."""
 _FIRST_QUERIES, _FIRST_CELLS = 64, 1024
 
 
@@ -31,8 +34,10 @@ class Extras(NamedTuple):
     """What stands beside the snapshot's own vectors and biases at some moment, for n rows of which the first are its.
 
     `boosts` (n,) or weight * log1p(counts (n,) * factor) is added to each row's score; no row but the `trending` and
-    `moved` ones has more than `outside` of it. `moved` are rows of the snapshot with another vector, `fresh` those
-    beyond it. `alive` (n,) is None when all rows are.
+    `moved` ones, and the `fresh`, has more than `outside` of it. `moved` are rows of the snapshot with another vector,
+    `fresh` those beyond it that are scored for every query. `beyond` are the vectors (m, d) and biases (m,) of all rows
+    beyond it, for those that the lists of the index hold (`SearchKernel.add`) or that are suggested. `alive` (n,) is
+    None when all rows are.
     """
 
     size: int
@@ -44,6 +49,7 @@ class Extras(NamedTuple):
     moved: Block | None = None
     fresh: Block | None = None
     trending: Block | None = None
+    beyond: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     alive: NDArray[np.bool_] | None = None
     head_boosts: NDArray[np.float32] | None = None
 
@@ -75,6 +81,8 @@ class SearchKernel:
         self._reference = ctypes.byref(self._job)
         self._size = self._most = self._cells = 0
         self._scanned: ScannedIndex | None = None
+        self._probes = 0
+        self._places: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self.use(Extras(len(vectors)))
 
     def scan(self, index: ScannedIndex, probes: int, margin: float, *, portable: bool = False) -> None:
@@ -89,17 +97,55 @@ class SearchKernel:
         job = self._job
         if index.pointers.width <= job.d:
             raise ValueError(f"the index has {index.pointers.width} columns, too few for {job.d} dimensions and a bias")
-        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, index.pointers.error)
+        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, _address(index.error))
+        np.maximum(index.added.error, index.error, out=index.added.error)
         self._scanned = index
         self._most = 0  # the queries get the columns of the index
         self._closeness = np.empty(index.lists, dtype=np.float32)
         self._order = np.empty(index.lists, dtype=np.int64)
-        self._places = np.empty(index.longest, dtype=np.int32)
-        self._sums = np.empty(index.longest, dtype=np.uint16)
-        job.index, job.probes, job.margin = ctypes.addressof(index.pointers), min(probes, index.lists), margin
+        self._probes = min(probes, index.lists)
+        job.index, job.margin = ctypes.addressof(index.pointers), margin
         job.portable = portable
         job.closeness, job.order = _address(self._closeness), _address(self._order)
-        job.places, job.sums = _address(self._places), _address(self._sums)
+        self._make_places(index.longest)
+
+    def add(
+        self, numbers: NDArray[np.int64], vectors: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Takes rows beyond the snapshot (k,), with vectors (k, d) and biases (k,), into lists beside the index's own.
+
+        They are found from the next `use` of Extras that reach them. Returns which were taken, (k,): not those whose
+        bias lies above its code by more than the margin allows for, which must be scored for every query. Raises
+        ValueError for rows of the snapshot and where no index is scanned.
+        """
+        index, job = self._scanned, self._job
+        if index is None:
+            raise ValueError("no index is scanned, to which rows could be added")
+        if len(numbers) and int(numbers.min()) < job.base_count:
+            raise ValueError(f"row {numbers.min()} is one of the snapshot, which has {job.base_count}")
+        added, width = index.added, index.pointers.width
+        rows, count = index_rows(vectors, bias, width), len(numbers)
+        lists, codes = np.empty(count, dtype=np.int64), np.empty((count, index.codes), dtype=np.uint8)
+        left = np.empty((count, width), dtype=np.float32)
+        self._library.heliotrope_encode(
+            *(index.pointers, count, _address(rows), _address(self._closeness)),
+            *(_address(lists), _address(codes), _address(left)),
+        )
+        if not count:
+            return np.empty(0, dtype=np.bool_)
+        # By the median, which the few that are far off do not move: what is taken must be within what is allowed for.
+        usual = (_DEVIATION_OVER_MEDIAN * float(np.median(np.abs(left[:, job.d])))) ** 2
+        added.error[job.d] = max(float(added.error[job.d]), usual)
+        taken: NDArray[np.bool_] = left[:, job.d] <= job.margin * np.sqrt(added.error[job.d])
+        if taken.any():
+            np.maximum(added.error, (left[taken] ** 2).mean(axis=0), out=added.error)
+            numbers, lists, codes = numbers[taken], lists[taken], codes[taken]
+            added.make_room(lists)
+            self._library.heliotrope_append(
+                index.pointers, len(numbers), _address(numbers), _address(lists), _address(codes)
+            )
+            self._make_places(index.longest)
+        return taken
 
     def use(self, extras: Extras) -> None:
         """From now on scores with these. Raises ValueError for short arrays and rows that are not there."""
@@ -113,6 +159,10 @@ class SearchKernel:
             job.stamp, job.stamps, job.gain_of = 0, _address(self._stamps), _address(self._gain_of)
         job.boosts, job.counts = _maybe(extras.boosts), _maybe(extras.counts)
         job.factor, job.weight, job.outside = extras.factor, extras.weight, extras.outside
+        job.known = job.base_count
+        if extras.beyond is not None:
+            job.known = extras.size
+            job.beyond_vectors, job.beyond_bias = map(_address, extras.beyond)
         for name in ("moved", "fresh", "trending"):
             block = getattr(extras, name)
             setattr(job, name, BlockStruct() if block is None else _struct(block))
@@ -131,12 +181,14 @@ class SearchKernel:
         found: NDArray[np.int64] | None = None,
         suggested: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+        added_only: bool = False,
     ) -> Best:
         """The best `wanted` for each of m queries q (d,); ties go to the smaller row.
 
         `excluded` are the rows that each query must not get. `found` (m, c) are candidates from elsewhere, -1 for none.
         `suggested` are rows of all queries, one query after the other, where each one's end, and what their scores
-        gain. `allowed` (n,) are the only rows that a query may get.
+        gain. `allowed` (n,) are the only rows that a query may get. `added_only` searches the lists of added rows, all
+        of them, and no others.
         """
         job, m = self._job, len(vectors)
         if m > self._most or m * wanted > self._cells:
@@ -152,6 +204,8 @@ class SearchKernel:
         if job.stamp > _STAMPS:
             self._stamps[:] = 0
             job.stamp = 0
+        if self._scanned is not None:
+            job.added_only, job.probes = added_only, self._scanned.lists if added_only else self._probes
         job.queries, job.wanted, job.excluded = m, wanted, _address(left_out)
         job.found_each, job.found = (0, None) if found is None else (found.shape[1], _address(found))
         if suggested is None:
@@ -173,6 +227,13 @@ class SearchKernel:
             self._sizes[:m].copy(),
             self._last_base[:m].copy(),
         )
+
+    def _make_places(self, longest: int) -> None:
+        """Room for what passes of the longest list."""
+        if longest > len(self._places):
+            self._places = np.empty(longest + longest // 4, dtype=np.int32)
+            self._sums = np.empty(len(self._places), dtype=np.uint16)
+            self._job.places, self._job.sums = _address(self._places), _address(self._sums)
 
     def _make_room(self, queries: int, cells: int) -> None:
         """Arrays for so many queries and results, which are used again and again: their addresses cost microseconds."""
@@ -197,7 +258,13 @@ def _check(extras: Extras, base_count: int) -> None:
     for array in (extras.boosts, extras.counts, extras.alive):
         if array is not None and len(array) < extras.size:
             raise ValueError(f"{len(array)} values for {extras.size} rows")
-    for block, end in ((extras.moved, base_count), (extras.trending, base_count), (extras.fresh, extras.size)):
+    if extras.beyond is not None:
+        vectors, biases = map(len, extras.beyond)
+        if not vectors == biases == extras.size - base_count:
+            raise ValueError(
+                f"{vectors} vectors and {biases} biases for {extras.size - base_count} rows beyond the snapshot"
+            )
+    for block, end in ((extras.moved, base_count), (extras.trending, extras.size), (extras.fresh, extras.size)):
         if block is None or not len(block.rows):
             continue
         if not len(block.rows) == len(block.vectors) == len(block.terms):

@@ -19,12 +19,19 @@ class BlockStruct(ctypes.Structure):
     )
 
 
+class InvertedStruct(ctypes.Structure):
+    """`inverted` of the C file."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("codes", "rows", "sizes", "error"))
+
+
 class IvfStruct(ctypes.Structure):
     """`ivf` of the C file."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("lists", "subquantisers", "per_code", "width")),
-        *((name, ctypes.c_void_p) for name in ("centroids", "codebook", "codes", "rows", "sizes", "error")),
+        *((name, ctypes.c_void_p) for name in ("centroids", "codebook")),
+        *((name, InvertedStruct) for name in ("stored", "added")),
     )
 
 
@@ -36,12 +43,15 @@ class JobStruct(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ("queries", "d", "asked_step", "found_each", "wanted", "base_count", "rows")
         ),
-        *((name, ctypes.c_void_p) for name in ("vectors", "bias", "boosts", "counts")),
+        *((name, ctypes.c_void_p) for name in ("vectors", "bias")),
+        ("known", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("beyond_vectors", "beyond_bias", "boosts", "counts")),
         ("factor", ctypes.c_double),
         *((name, ctypes.c_float) for name in ("weight", "outside", "intercept")),
         *((name, BlockStruct) for name in ("moved", "fresh", "trending", "head")),
         *((name, ctypes.c_void_p) for name in ("alive", "allowed", "stamps", "gain_of", "asked", "found", "index")),
         ("probes", ctypes.c_int64),
+        ("added_only", ctypes.c_int64),
         ("portable", ctypes.c_int64),
         ("margin", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("closeness", "order", "places", "sums")),
@@ -94,6 +104,10 @@ def load() -> Any:
         ctypes.c_void_p,
     )
     library.heliotrope_errors.restype = None
+    library.heliotrope_encode.argtypes = (ctypes.POINTER(IvfStruct), ctypes.c_int64, *[ctypes.c_void_p] * 5)
+    library.heliotrope_encode.restype = None
+    library.heliotrope_append.argtypes = (ctypes.POINTER(IvfStruct), ctypes.c_int64, *[ctypes.c_void_p] * 3)
+    library.heliotrope_append.restype = None
     return library
 
 

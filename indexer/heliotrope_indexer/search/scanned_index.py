@@ -7,13 +7,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope_indexer.search.library import IvfStruct
+from heliotrope_indexer.search.added_lists import BLOCK, AddedLists
+from heliotrope_indexer.search.library import InvertedStruct, IvfStruct
 
-_MOST_SUBQUANTISERS, _MOST_COLUMNS, _BLOCK = 128, 1024, 32
+_MOST_SUBQUANTISERS, _MOST_COLUMNS = 128, 1024
 
 
 class ScannedIndex:
-    """Points into an index, which it holds, and says how long its longest list is."""
+    """Points into an index, which it holds, and says how long its longest list is. `added` are lists beside its own for
+    rows that it does not know.
+    """
 
     def __init__(self, index: Any) -> None:
         """Raises ValueError for an index of another kind than the kernel reads."""
@@ -32,11 +35,22 @@ class ScannedIndex:
         self._sizes = np.array([inverted.list_size(number) for number in every], dtype=np.int64)
         self._codes = np.array([int(inverted.get_codes(number)) for number in every], dtype=np.uint64)
         self._rows = np.array([int(inverted.get_ids(number)) for number in every], dtype=np.uint64)
-        self._error = np.zeros(width, dtype=np.float32)
-        self.lists, self.longest = lists, int(self._sizes.max(initial=0))
-        self.pointers = IvfStruct(lists, product.M, product.dsub, width)
-        for name in ("centroids", "codebook", "codes", "rows", "sizes", "error"):
-            setattr(self.pointers, name, getattr(self, f"_{name}").ctypes.data)
+        self.error = np.zeros(width, dtype=np.float32)
+        self.added = AddedLists(lists, -(-product.M // 2) * BLOCK, width)
+        self.lists, self.codes = lists, product.M
+        centroids, codebook, *stored = (
+            part.ctypes.data
+            for part in (self._centroids, self._codebook, self._codes, self._rows, self._sizes, self.error)
+        )
+        self.pointers = IvfStruct(
+            *(lists, product.M, product.dsub, width),
+            *(centroids, codebook, InvertedStruct(*stored), self.added.pointers),
+        )
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest list, stored or added."""
+        return max(int(self._sizes.max(initial=0)), self.added.longest)
 
     def row_count(self) -> int:
         """One more than the largest row number in the lists."""
@@ -55,6 +69,6 @@ def _problem(index: Any) -> str | None:
         return f"its quantiser is a {type(faiss.downcast_index(index.quantizer)).__name__}"
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.by_residual:
         return "its codes are not residuals of inner products"
-    if index.bbs != _BLOCK or index.pq.M > _MOST_SUBQUANTISERS or index.d > _MOST_COLUMNS:
+    if index.bbs != BLOCK or index.pq.M > _MOST_SUBQUANTISERS or index.d > _MOST_COLUMNS:
         return f"it has blocks of {index.bbs}, {index.pq.M} sub-quantisers and {index.d} columns"
     return None

@@ -15,11 +15,11 @@ class RemoteFolder:
         self._fs: Any
         self._fs, self._root = fsspec.core.url_to_fs(url)
 
-    def names(self) -> list[str]:
+    def names(self, folder: str = "") -> list[str]:
+        """What is directly in the folder, or in one below it; nothing where there is none."""
+        path = f"{self._root}/{folder}".rstrip("/")
         try:
-            return [
-                entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._root, detail=False, refresh=True)
-            ]
+            return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False, refresh=True)]
         except FileNotFoundError:
             return []
 
@@ -30,6 +30,8 @@ class RemoteFolder:
         return bytes(self._fs.cat_file(f"{self._root}/{name}"))
 
     def write(self, name: str, content: bytes) -> None:
+        if "/" in name:
+            self._fs.makedirs(f"{self._root}/{name.rsplit('/', 1)[0]}", exist_ok=True)
         self._fs.pipe_file(f"{self._root}/{name}", content)
 
     def upload(self, source: Path, name: str) -> None:

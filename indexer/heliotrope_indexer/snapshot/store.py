@@ -5,6 +5,7 @@
     STORE/<version>/...      one snapshot, immutable
     STORE/rejects/...        what the rebuild jobs could not use (not part of any snapshot)
     STORE/failed/...         the figures of builds that were not fit to be published
+    STORE/maps/<version>     what a server needs of a version that was removed: see heliotrope_server.folded_maps
 
 A version becomes visible in one step and CURRENT moves last, so a crash leaves the previous one served.
 """
@@ -220,17 +221,46 @@ class SnapshotStore:
         if self._remote:
             self._remote.write(name, content)
             return
-        aside = self._folder / f".{name}-{os.getpid()}"
+        path = self._folder / name
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            sync(path.parent.parent)
+        aside = path.with_name(f".{path.name}-{os.getpid()}")
         aside.write_bytes(content)
         sync(aside)
-        aside.rename(self._folder / name)
-        sync(self._folder)
+        aside.rename(path)
+        sync(path.parent)
 
     def keep_rejects(self, version: str, path: Path) -> str:
         """Files what the build of a version could not use as `rejects/<version>.jsonl`; returns where
         that is.
         """
         return self._keep(f"rejects/{_checked_name(version)}.jsonl", path)
+
+    def keep_map(self, version: str, content: bytes) -> None:
+        """Keeps, durably, how sums are carried over from a version that is to be removed."""
+        self._write(f"maps/{_checked_name(version)}", content)
+
+    def kept_map(self, version: str) -> bytes | None:
+        """What was kept of a version that was removed."""
+        return self._read(f"maps/{_checked_name(version)}")
+
+    def prune_evidence(self, keep: int) -> int:
+        """Removes the figures of all builds that were not published but the newest `keep`; returns how many builds."""
+        if self._remote:
+            names = self._remote.names("failed")
+        else:
+            folder = self._folder / "failed"
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        builds = sorted({name.partition(".")[0] for name in names}, reverse=True)
+        for name in names:
+            if name.partition(".")[0] in builds[:keep]:
+                continue
+            if self._remote:
+                self._remote.remove(f"failed/{name}")
+            else:
+                (self._folder / "failed" / name).unlink()
+        return len(builds[keep:])
 
     def keep_evidence(self, figures: Path, rejected: Path | None) -> str:
         """Files the figures (JSON) of a build that is not published, and what it could not use; returns where they
