@@ -35,6 +35,11 @@ def item_ids_of(numbers: NDArray[np.int32]) -> list[str]:
     return [_ids[number] for number in numbers.tolist()]
 
 
+def numbered() -> int:
+    """How many numbers were given."""
+    return len(_ids)
+
+
 def ids_from(number: int) -> list[str]:
     """The ids with this number and all later ones."""
     return _ids[number:]

@@ -225,6 +225,10 @@ class LivePopularity:
         counts: NDArray[np.float64] = self._laid_out().take(rows, mode="clip")
         return counts * self.decay(time_s)
 
+    def share_of(self, event_s: float | None, time_s: float) -> float:
+        """What a user adds to a count at `time_s` by an event at `event_s`; None: by none."""
+        return self._weight(event_s) * self.decay(time_s)
+
     def decay(self, time_s: float) -> float:
         """What states counts relative to the landmark as of `time_s`; at most 2^MAX_BACK.
 

@@ -330,6 +330,8 @@ KERNEL void heliotrope_rank(job *j) {
     for (int64_t place = 0; place < j->queries; place++) rank_one(j, place);
 }
 
+#include "event_shares.h"
+
 /* The mean squares of what the codes leave of rows of some lists, to `error` (width,). */
 void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error) {
     double squares[MAX_SUBQUANTISERS * 8] = {0};

@@ -61,12 +61,42 @@ class JobStruct(ctypes.Structure):
     )
 
 
+class ShareJobStruct(ctypes.Structure):
+    """`share_job` of event_shares.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("d", "horizons")),
+        *((name, ctypes.c_void_p) for name in ("vectors", "half_lives", "kappas", "weights", "centers")),
+        ("limit", ctypes.c_double),
+        ("events", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("numbers", "records", "ids", "rows")),
+        ("strangers", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("stranger_numbers", "stranger_vectors")),
+        *((name, ctypes.c_int64) for name in ("speakers", "neighbours")),
+        *((name, ctypes.c_void_p) for name in ("neighbour_rows", "strengths")),
+        ("neighbour_weight", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("targets", "speaking", "said_at", "said")),
+        *((name, ctypes.c_int64) for name in ("tied", "spoken")),
+        *((name, ctypes.c_void_p) for name in ("spoken_places", "spoken_shares")),
+        ("read_s", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("totals", "prior", "folded")),
+        ("items", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("aims", "scales")),
+        *((name, ctypes.c_int64) for name in ("named", "unknown", "adding")),
+        *((name, ctypes.c_void_p) for name in ("starts", "places", "shares", "others", "by_prior", "by_folded")),
+    )
+
+
 @cache
 def load() -> Any:
     """The library; raises OSError where it was not built or does not load here."""
     library = ctypes.CDLL(str(PATH))
     library.heliotrope_rank.argtypes = (ctypes.POINTER(JobStruct),)
     library.heliotrope_rank.restype = None
+    if not hasattr(library, "heliotrope_event_shares"):
+        raise OSError(f"{PATH} is of an older source: run `python indexer/build_kernel.py`")
+    library.heliotrope_event_shares.argtypes = (ctypes.POINTER(ShareJobStruct),)
+    library.heliotrope_event_shares.restype = None
     library.heliotrope_errors.argtypes = (
         ctypes.POINTER(IvfStruct),
         *[ctypes.c_void_p] * 2,
