@@ -17,6 +17,8 @@ typedef struct {
     const int64_t *const *rows;                    /* (lists,) */
     const int64_t *sizes;                          /* (lists,) */
     const float *error;                            /* (width,) mean square of what a code leaves of each dimension */
+    const float *spread;                           /* (width,) the same of what a list's centroid leaves */
+    const float *const *most;                      /* (lists,) for each block, the largest bias from there to the end */
 } ivf;
 
 /* The table of one query: what a code adds, as bytes: value = (byte / scale) + least, summed over sub-quantisers. */
@@ -129,20 +131,23 @@ static scan_list chosen_scan(void) {
     return scan_plain;
 }
 
-/* What the codes leave of some rows: adds the squares of each dimension to `squares` (width,); returns how many rows. */
+/* What the codes leave of some rows, and what the centroids do: adds the squares of each dimension to `squares` and
+ * `spread` (width,); returns how many rows. */
 static inline int64_t add_errors(const ivf *index, int64_t list, const float *vectors, const float *bias, int64_t d,
-                                 int64_t at_most, double *squares) {
-    const int64_t pairs = (index->subquantisers + 1) / 2, size = index->sizes[list] < at_most ? index->sizes[list] : at_most;
-    for (int64_t place = 0; place < size; place++) {
+                                 int64_t at_most, double *squares, double *spread) {
+    const int64_t pairs = (index->subquantisers + 1) / 2, all = index->sizes[list], size = all < at_most ? all : at_most;
+    for (int64_t sample = 0; sample < size; sample++) {
+        const int64_t place = sample * all / size; /* from all of the list: its rows may be in some order */
         const int64_t row = index->rows[list][place], in = place % 16, byte = in < 8 ? 2 * in : 2 * (in - 8) + 1;
         const uint8_t *block = index->codes[list] + place / BLOCK * pairs * BLOCK;
         for (int64_t i = 0; i < index->width; i++) {
             const int64_t m = i / index->per_code, shift = place % BLOCK < 16 ? 0 : 4;
             const int64_t code = block[m / 2 * BLOCK + m % 2 * 16 + byte] >> shift & 15;
-            const float coded = index->centroids[list * index->width + i] +
-                                index->codebook[(m * 16 + code) * index->per_code + i % index->per_code];
             const float true_value = i < d ? vectors[row * d + i] : i == d ? bias[row] : 0.0f;
-            squares[i] += (double)(true_value - coded) * (true_value - coded);
+            const float rest = true_value - index->centroids[list * index->width + i];
+            const float left = rest - index->codebook[(m * 16 + code) * index->per_code + i % index->per_code];
+            squares[i] += (double)left * left;
+            spread[i] += (double)rest * rest;
         }
     }
     return size;

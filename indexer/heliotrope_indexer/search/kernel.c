@@ -22,6 +22,8 @@
 
 enum { LANES = 8, CHUNK = 256, AHEAD = 12 };
 
+static const float REACH = 4.0f;
+
 typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
 
@@ -209,8 +211,17 @@ INLINE void nearest_lists(job *j, const float *q) {
     }
 }
 
+/* How many rows of a list, from its start, may have a bias of `least` or more. */
+INLINE int64_t rows_with_bias(const ivf *index, int64_t list, float least) {
+    const int64_t size = index->sizes[list];
+    int64_t rows = 0;
+    for (const float *most = index->most[list]; rows < size && *most >= least; most++) rows += BLOCK;
+    return rows < size ? rows : size;
+}
+
 /* Meets the rows of the nearest lists whose codes say that they may come in: those within the margin of the bar, which
- * rises meanwhile. */
+ * rises meanwhile. Of a list, whose rows are in the order of their bias, the end is left out that would need more taste
+ * than REACH standard deviations, or the margin if it is larger, beyond the centroid. */
 INLINE void search(job *j, best *list, const float *q, const float *tail) {
     const ivf *index = j->index;
     table t;
@@ -219,6 +230,9 @@ INLINE void search(job *j, best *list, const float *q, const float *tail) {
     float variance = (float)index->subquantisers / (12.0f * t.scale * t.scale); /* of rounding to bytes */
     for (int64_t i = 0; i < index->width; i++) variance += q[i] * q[i] * index->error[i];
     const float slack = j->margin * sqrtf(variance) + j->outside + j->intercept;
+    float spread = 0.0f;
+    for (int64_t i = 0; i < j->d; i++) spread += q[i] * q[i] * index->spread[i];
+    const float reach = fmaxf(REACH, j->margin) * sqrtf(spread) + j->outside + j->intercept;
     const int64_t pairs = (index->subquantisers + 1) / 2;
     const scan_list scan = j->portable ? scan_plain : chosen_scan();
     for (int64_t probe = 0; probe < j->probes; probe++) {
@@ -227,8 +241,9 @@ INLINE void search(job *j, best *list, const float *q, const float *tail) {
         float floor = ceilf((list->bar - slack - start) * t.scale);
         if (floor > 255.0f * (float)index->subquantisers) continue;
         if (!(floor > 0.0f)) floor = 0.0f;
-        const int64_t passed =
-            scan(index->codes[at], index->sizes[at], pairs, t.bytes, (int32_t)floor, j->places, j->sums);
+        const float taste = j->closeness[at] - index->centroids[at * index->width + j->d];
+        const int64_t size = rows_with_bias(index, at, list->bar - reach - taste);
+        const int64_t passed = scan(index->codes[at], size, pairs, t.bytes, (int32_t)floor, j->places, j->sums);
         const int64_t *rows = index->rows[at];
         float bar = list->bar;
         for (int64_t i = 0; i < passed; i++) {
@@ -297,11 +312,14 @@ KERNEL void heliotrope_rank(job *j) {
     for (int64_t place = 0; place < j->queries; place++) rank_one(j, place);
 }
 
-/* The mean squares of what the codes leave of rows of some lists, to `error` (width,). */
-void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error) {
-    double squares[MAX_SUBQUANTISERS * 8] = {0};
+/* The mean squares of what the codes leave of rows of some lists, to `error` (width,), and centroids, to `spread`. */
+void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error, float *spread) {
+    double squares[MAX_SUBQUANTISERS * 8] = {0}, rests[MAX_SUBQUANTISERS * 8] = {0};
     const int64_t step = index->lists / 64 + 1;
     int64_t rows = 0;
-    for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares);
-    for (int64_t i = 0; i < index->width; i++) error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
+    for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares, rests);
+    for (int64_t i = 0; i < index->width; i++) {
+        error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
+        spread[i] = rows ? (float)(rests[i] / (double)rows) : 0.0f;
+    }
 }

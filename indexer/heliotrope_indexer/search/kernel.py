@@ -89,7 +89,9 @@ class SearchKernel:
         job = self._job
         if index.pointers.width <= job.d:
             raise ValueError(f"the index has {index.pointers.width} columns, too few for {job.d} dimensions and a bias")
-        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, index.pointers.error)
+        index.know_bias(self._bias)
+        left = index.pointers.error, index.pointers.spread
+        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, *left)
         self._scanned = index
         self._most = 0  # the queries get the columns of the index
         self._closeness = np.empty(index.lists, dtype=np.float32)

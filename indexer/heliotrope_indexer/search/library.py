@@ -24,7 +24,10 @@ class IvfStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("lists", "subquantisers", "per_code", "width")),
-        *((name, ctypes.c_void_p) for name in ("centroids", "codebook", "codes", "rows", "sizes", "error")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("centroids", "codebook", "codes", "rows", "sizes", "error", "spread", "most")
+        ),
     )
 
 
@@ -61,7 +64,7 @@ def load() -> Any:
         ctypes.POINTER(IvfStruct),
         *[ctypes.c_void_p] * 2,
         ctypes.c_int64,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 2,
     )
     library.heliotrope_errors.restype = None
     return library

@@ -24,7 +24,7 @@ def world(n, d, seed=0):
 
 def index_of(vectors, bias, head=0, per_code=1, lists=16):
     rows = index_rows(vectors, bias)
-    return train_index(rows, lists, rows.shape[1] // per_code, head_rows(bias, head))
+    return train_index(rows, bias, lists, rows.shape[1] // per_code, head_rows(bias, head))
 
 
 def test_where_there_is_a_compiler_the_kernel_was_built():
