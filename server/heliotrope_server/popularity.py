@@ -17,8 +17,8 @@ from heliotrope_server.interest import MAX_EXPONENT, power_of_two
 MOST_MOVED = 4_096
 """Moves of single users that wait to be laid out together."""
 MOST_CHANGED = 0.1
-"""Where a larger share of the rows has changed, and more than MOST_MOVED, nobody remembers which: all are looked at again.
-The set of 100,000 rows took 7 MB on a shard that took events and was asked nothing."""
+"""Where a larger share of the rows has changed, and more than MOST_MOVED, nobody remembers which: all are looked at
+again. The set of 100,000 rows took 7 MB on a shard that took events and was asked nothing."""
 MAX_BACK = 32.0
 
 
