@@ -52,7 +52,7 @@ class ScannedIndex:
         """
         self._most_bias = []  # the kernel points into them
         for list_, rows in enumerate(self._row_lists()):
-            from_here = np.maximum.accumulate(bias[rows][::-1])[::-1]
+            from_here = np.fmax.accumulate(bias[rows][::-1])[::-1]
             self._most_bias.append(np.ascontiguousarray(from_here[::_BLOCK]))
             self._most[list_] = self._most_bias[-1].ctypes.data
 
