@@ -32,6 +32,7 @@ class IvfStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("lists", "subquantisers", "per_code", "width")),
         *((name, ctypes.c_void_p) for name in ("centroids", "codebook")),
         *((name, InvertedStruct) for name in ("stored", "added")),
+        *((name, ctypes.c_void_p) for name in ("spread", "most")),
     )
 
 
@@ -101,7 +102,7 @@ def load() -> Any:
         ctypes.POINTER(IvfStruct),
         *[ctypes.c_void_p] * 2,
         ctypes.c_int64,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 2,
     )
     library.heliotrope_errors.restype = None
     library.heliotrope_encode.argtypes = (ctypes.POINTER(IvfStruct), ctypes.c_int64, *[ctypes.c_void_p] * 5)
