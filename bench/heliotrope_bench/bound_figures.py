@@ -107,12 +107,19 @@ def over_servers(key: str, worst: Callable[[Iterable[float]], float]) -> Callabl
     return figure
 
 
-def over_log(file: RawResults) -> float:
-    """How much faster than log n the cost grew between any two sizes; the worst of single queries and batches."""
-    sizes = [row["items"] for row in file.results if "items" in row]
-    if not sizes or min(sizes) > 10_000 or max(sizes) < 1_000_000:
-        raise Unmeasured("the catalogues do not reach from 10,000 to 1,000,000 items")
-    return max(float(row["over_log"]) for row in file.results if "over_log" in row)
+def over_log(key: str, *modes: str) -> Callable[[RawResults], float]:
+    """How much faster than log n the cost of these modes grew; the worst of them. `key` says between which sizes."""
+
+    def figure(file: RawResults) -> float:
+        sizes = [row["items"] for row in file.results if "items" in row]
+        if not sizes or min(sizes) > 10_000 or max(sizes) < 1_000_000:
+            raise Unmeasured("the catalogues do not reach from 10,000 to 1,000,000 items")
+        found = [float(row[key]) for row in file.results if key in row and row["mode"] in modes]
+        if len(found) < len(modes):
+            raise Unmeasured(f"no {key} of {' and '.join(modes)} was measured")
+        return max(found)
+
+    return figure
 
 
 def live_recall(file: RawResults) -> float:

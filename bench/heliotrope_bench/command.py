@@ -79,6 +79,9 @@ COMMANDS = {
         "what online learning gains with simulated users, and what an attack on it can do",
     ),
     "rebuild": Command("rebuild", "RebuildOptions", "time, CPU and memory of the rebuild job, stage by stage"),
+    "explain": Command(
+        "explain_cost", "ExplainOptions", "what an explanation adds to a request, and what counterfactuals cost"
+    ),
     "gpu": Command(
         "gpu", "GpuOptions", "a GPU beside the CPU, searching and encoding: is it right, and how fast is it"
     ),

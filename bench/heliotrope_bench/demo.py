@@ -241,6 +241,7 @@ def _wait(address: str, console: Console) -> None:
     """Leaves the server running until Ctrl-C and says how to call it."""
     console.print(
         f"\nThe server goes on at {address}. Try, in another terminal:\n\n"
+        f"    .venv/bin/heliotrope explain {USER} --address {address}\n"
         "    .venv/bin/python\n"
         "    >>> from heliotrope import Client\n"
         f'    >>> client = Client("{address}")\n'

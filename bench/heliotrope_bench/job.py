@@ -39,11 +39,15 @@ def run_job(arguments: list[str], *, show: bool = True) -> None:
 class Server:
     """A `heliotrope serve` process with its own log file; started on entry, stopped with SIGTERM on exit.
 
-    `address` and `snapshot` are known once it serves. `cpus` pins it and its shards to these cores.
+    `address` and `snapshot` are known once it serves. `cpus` pins it and its shards to these cores; `source` is another
+    checkout, whose server it is.
     """
 
-    def __init__(self, arguments: list[str], *, log: Path, cpus: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], *, log: Path, cpus: Iterable[int] | None = None, source: Path | None = None
+    ) -> None:
         self._arguments = arguments
+        self._environment = environment(source)
         self._log = log
         self._cpus = cpus
         self._process: subprocess.Popen[str] | None = None
@@ -59,7 +63,7 @@ class Server:
         with self._log.open("w", encoding="utf-8") as log, pinned(self._cpus):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "heliotrope", "serve", *self._arguments],
-                env=environment(),
+                env=self._environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -114,9 +118,16 @@ def pinned(cpus: Iterable[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def environment() -> dict[str, str]:
-    """Our environment without HELIOTROPE_ variables: the jobs read their options from those, and ours are flags."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("HELIOTROPE_")}
+def environment(source: Path | None = None) -> dict[str, str]:
+    """Our environment without HELIOTROPE_ variables: the jobs read their options from those, and ours are flags.
+
+    With a `source` the jobs are those of that checkout.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HELIOTROPE_")}
+    if source is not None:
+        roots = [source.resolve() / root for root in ("proto", "export", "indexer", "server", "bench")]
+        kept["PYTHONPATH"] = os.pathsep.join(map(str, roots))
+    return kept
 
 
 def _last_line(text: str) -> str:

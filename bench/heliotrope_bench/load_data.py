@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 from heliotrope import Client, Event
 from heliotrope.v1.catalog_pb2 import Item, UpsertItemsRequest
 from heliotrope.v1.event_pb2 import RecordEventsRequest
-from heliotrope.v1.recommendation_pb2 import BatchRecommendRequest, RecommendRequest, StreamRecommendRequest
+from heliotrope.v1.recommendation_pb2 import (
+    BatchRecommendRequest,
+    ExplainRequest,
+    RecommendRequest,
+    StreamRecommendRequest,
+)
 from heliotrope_bench.errors import ServerLostError
 from heliotrope_bench.generator import PreparedCall
 
 RECOMMEND = "/heliotrope.v1.RecommendationService/Recommend"
 BATCH_RECOMMEND = "/heliotrope.v1.RecommendationService/BatchRecommend"
 STREAM_RECOMMEND = "/heliotrope.v1.RecommendationService/StreamRecommend"
+EXPLAIN = "/heliotrope.v1.RecommendationService/Explain"
 RECORD_EVENTS = "/heliotrope.v1.EventService/RecordEvents"
 UPSERT_ITEMS = "/heliotrope.v1.CatalogService/UpsertItems"
 TYPES = ("view", "click", "favorite", "purchase")
@@ -58,13 +64,14 @@ class Population:
         count: int,
         *,
         diversity: float = 0.0,
+        explain: bool = False,
         number: int = 4_096,
         owner: Callable[[str], str] | None = None,
     ) -> list[PreparedCall]:
         """Recommend(count) for users drawn at random; sent to the address of the `owner` of each where it is given."""
         users = self.user_ids()
         chosen = np.random.default_rng(self.seed + 1).integers(len(users), size=number).tolist()
-        plain = RecommendRequest(count=count)
+        plain = RecommendRequest(count=count, explain=explain)
         if diversity:
             plain.list_rules.diversity = diversity
         calls = []
@@ -81,7 +88,9 @@ class Population:
         asked = (StreamRecommendRequest(request=RecommendRequest(user_id=users[one], count=count)) for one in chosen)
         return [PreparedCall(STREAM_RECOMMEND, message.SerializeToString()) for message in asked]
 
-    def batch_recommend_calls(self, count: int, *, number: int = 16, users_per_call: int = 256) -> list[PreparedCall]:
+    def batch_recommend_calls(
+        self, count: int, *, explain: bool = False, number: int = 16, users_per_call: int = 256
+    ) -> list[PreparedCall]:
         """BatchRecommend for 256 users a call; the unit is an answered user."""
         users = self.user_ids()
         generator = np.random.default_rng(self.seed + 2)
@@ -89,9 +98,25 @@ class Population:
         for _ in range(number):
             chosen = generator.integers(len(users), size=users_per_call).tolist()
             batch = BatchRecommendRequest(
-                requests=[RecommendRequest(user_id=users[one], count=count) for one in chosen]
+                requests=[RecommendRequest(user_id=users[one], count=count, explain=explain) for one in chosen]
             )
             calls.append(PreparedCall(BATCH_RECOMMEND, batch.SerializeToString(), users_per_call))
+        return calls
+
+    def explain_calls(
+        self, count: int, *, items: int = 0, counterfactuals: int, number: int = 64
+    ) -> list[PreparedCall]:
+        """Explain for users drawn at random: of their lists, or of so many `items` drawn at random."""
+        users, generator = self.user_ids(), np.random.default_rng(self.seed + 4)
+        calls = []
+        for one in generator.integers(len(users), size=number).tolist():
+            chosen = self._draw(items, generator).tolist()
+            request = ExplainRequest(
+                request=RecommendRequest(user_id=users[one], count=count),
+                item_ids=[self.item_ids[item] for item in chosen],
+                counterfactual_count=counterfactuals,
+            )
+            calls.append(PreparedCall(EXPLAIN, request.SerializeToString()))
         return calls
 
     def record_calls(self, *, number: int, events_per_call: int, salt: str) -> list[PreparedCall]:

@@ -150,13 +150,15 @@ def _ann(file: RawResults) -> Any:
 
 
 def _growth(file: RawResults) -> Any:
-    """Cost of a query over the items, with the line that was fitted."""
+    """Cost of a request and of its search over the items, with the lines that were fitted."""
     figure, panel = plt.subplots(figsize=(7.2, 3.6))
     fits = [row for row in file.results if "log_a_us" in row]
-    for fit, colour in zip(fits, (OURS, OTHER), strict=False):
+    for fit in fits:
+        colour = {"request": OURS, "single": OTHER}.get(fit["mode"], LIMIT)
+        kind = "whole request" if fit["mode"] == "request" else f"search alone, {fit['mode']}"
         rows = [row for row in file.results if "us" in row and row["mode"] == fit["mode"]]
         items = [row["items"] for row in rows]
-        panel.plot(items, [row["us"] for row in rows], "o", color=colour, label=f"{fit['mode']} query")
+        panel.plot(items, [row["us"] for row in rows], "o", color=colour, label=kind)
         line = [fit["log_a_us"] + fit["log_b_us"] * math.log2(n) for n in items]
         label = f"{fit['log_a_us']:.0f} {fit['log_b_us']:+.1f} log2 n"
         panel.plot(items, line, color=colour, linewidth=1, label=label)

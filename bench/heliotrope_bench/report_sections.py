@@ -209,18 +209,21 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "growth": Section(
         "Growth of the catalogue",
-        "What the candidates of one request cost on catalogues of growing size, one thread, at the recall that the "
-        "build chose. Where the cost is a + b log n the points lie on a line.",
+        "What a whole request over gRPC costs the server on catalogues of growing size, and what the search alone "
+        "does, for a single query and in a batch; CPU time of one thread, at the recall that the build chose. Where "
+        "the cost is a + b log n the points lie on a line.",
         {
             "items": ("items", ",.0f"),
-            "mode": ("queries", ""),
+            "mode": ("of", ""),
             "setting": ("setting", ""),
             "recall": ("recall@10", ".4f"),
             "us": ("microseconds", ",.1f"),
+            "of_empty": ("of an empty handler's rate", ".0%"),
             "log_a_us": ("fit: a", ",.1f"),
             "log_b_us": ("b per log2 n", ",.2f"),
             "power": ("exponent of a power", ".3f"),
-            "over_log": ("largest growth over log n", ".2f"),
+            "ends_over_log": ("growth over log n, end to end", ".2f"),
+            "over_log": ("the largest between two sizes", ".2f"),
             "verdict": ("verdict", ""),
         },
     ),

@@ -81,7 +81,7 @@ def run(options: ShardsOptions, arguments: Sequence[str], console: Console) -> N
         measured: dict[int, list[dict[str, Any]]] = {shards: [] for shards in cases}
         for _ in range(options.rounds):
             for shards, (pid, load) in cases.items():
-                measured[shards].append(_measure(f"{shards} shard(s)", pid, load, pool))
+                measured[shards].append(measure_load(f"{shards} shard(s)", pid, load, pool))
     rows = {shards: median_row(each) for shards, each in measured.items()}
     several, one = rows[options.shards], rows[1]
     several["of_one_shard"] = several["rate_per_s"] / one["rate_per_s"]
@@ -107,7 +107,8 @@ def _prepared(options: ShardsOptions, server: Server, shards: int, free: tuple[i
     return server.pid, load
 
 
-def _measure(case: str, pid: int, load: Load, pool: ProcessPoolExecutor) -> dict[str, Any]:
+def measure_load(case: str, pid: int, load: Load, pool: ProcessPoolExecutor) -> dict[str, Any]:
+    """One row of what a load found, begun now by a process of the pool; `pid` is the server's."""
     used = cpu_seconds(pid)
     outcome = pool.submit(generate, replace(load, start=time.monotonic() + 0.5)).result()
     row = {"case": case, **summarise([outcome])}

@@ -43,7 +43,7 @@ from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, r
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
 
-BUILD_REVISION = 9
+BUILD_REVISION = 10
 """Raised when the same input would make another snapshot."""
 _POPULAR_EVENTS = 1_000
 """Recent events with which an item may pass as many others, where nothing can be measured."""

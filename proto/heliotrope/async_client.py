@@ -95,6 +95,24 @@ class AsyncClient:
         )
         return await self._run(calls.recommend(request), timeout_s)
 
+    async def explain(
+        self,
+        user: str | recommendation_pb2.RecommendRequest,
+        item_ids: Iterable[str] = (),
+        *,
+        count: int = 10,
+        counterfactuals: int | None = None,
+        timeout_s: float | None = None,
+    ) -> recommendation_pb2.ExplainResponse:
+        """Explains what would be recommended, or items that would not: contributions, exact ranks over the whole
+        catalogue, what would be without single events, and why an item is not in the list.
+
+        `user` is an id, asked for with `count`, or a whole RecommendRequest. `counterfactuals` is for how many events
+        of each item; None: 3 for up to 10 items. Raises NotFoundError for an item that the server does not have.
+        """
+        request = calls.recommend_request(user, count=count)
+        return await self._run(calls.explain(request, item_ids, counterfactuals), timeout_s)
+
     async def recommend_batch(
         self,
         users: Iterable[str | recommendation_pb2.RecommendRequest],

@@ -116,6 +116,19 @@ def recommend(request: recommendation_pb2.RecommendRequest) -> Call[recommendati
     )
 
 
+def explain(
+    request: recommendation_pb2.RecommendRequest, item_ids: Iterable[str], counterfactual_count: int | None
+) -> Call[recommendation_pb2.ExplainResponse]:
+    return Call(
+        lambda stubs: stubs.recommendation.Explain,
+        recommendation_pb2.ExplainRequest(
+            request=request, item_ids=item_ids, counterfactual_count=counterfactual_count
+        ),
+        recommendation_pb2.ExplainResponse,
+        user_id=request.user_id,
+    )
+
+
 def recommend_batch(
     requests: Sequence[recommendation_pb2.RecommendRequest],
 ) -> Call[recommendation_pb2.BatchRecommendResponse]:

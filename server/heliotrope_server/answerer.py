@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope_indexer.parameters import Parameters
 from heliotrope_server.allowed_rows import AllowedRows
 from heliotrope_server.errors import ProfileDamagedError, RequestError
-from heliotrope_server.explanation import Contribution, explain
+from heliotrope_server.explanation import Asked, Explainer, Explanations
 from heliotrope_server.freshness import Freshness, FreshView
 from heliotrope_server.interest_batch import interest_batch
 from heliotrope_server.item_filter import ItemFilter
@@ -69,12 +70,22 @@ class Answer(NamedTuple):
     probabilities: list[float]
     sources: list[int]
     propensities: list[float]
-    explanations: list[list[Contribution]]
+    explanations: Explanations | None
     snapshot_version: str
     profile_version: str
     rows: NDArray[np.int64]
     interests: NDArray[np.float32]
     request_id: str
+
+
+class Moment(NamedTuple):
+    """What one question is answered from at one time; `query.wanted` is the length of the list."""
+
+    question: Question
+    profile: Profile | None
+    query: Query
+    live: LiveView
+    fresh: FreshView | None
 
 
 class Answerer:
@@ -122,6 +133,7 @@ class Answerer:
         self.catalogue, self.serving = catalogue, serving
         self._retriever, self._trending, self._lists = serving.retriever, serving.trending, serving.lists
         self._filters, self._suggested = serving.filters, serving.suggested
+        self.explainer = Explainer(catalogue)
         self._fresh: tuple[Any, FreshView | None] = (None, None)
         self.segment_priors = SegmentPriors(catalogue, self._store)
         theta = np.array([catalogue.parameters.live_popularity_weight])
@@ -151,7 +163,7 @@ class Answerer:
         self.scoring_matrices = matrices
         self.theta = weights
         # (H d, d): q = sum_h v_h A_h is one product with all horizons side by side.
-        self._stacked_matrices = matrices.reshape(-1, catalogue.dimension)
+        self.stacked_matrices = matrices.reshape(-1, catalogue.dimension)
         self._live: tuple[Any, Any, LiveView] | None = None
 
     @property
@@ -185,14 +197,14 @@ class Answerer:
             if profile is not None and profile.segments:
                 self.segment_priors.renew(profile, at_s)
         interests = interest_batch(profiles, times, catalogue.prior, parameters)
-        vectors = interests.reshape(len(questions), -1) @ self._stacked_matrices
+        vectors = interests.reshape(len(questions), -1) @ self.stacked_matrices
         request_ids = [f"{self._request_prefix}-{next(self._request_numbers)}" for _ in questions]
         plans = [self._plan(question, request_ids[place]) for place, question in enumerate(questions)]
         queries = [
             Query(
                 vectors[place],
                 question.wanted if (shape := plans[place]) is None else shape.asked,
-                self._excluded_rows(question, profiles[place]),
+                excluded_rows(question, profiles[place], catalogue),
                 self._suggestions(profiles[place]),
                 self._allowed(question, now_s),
             )
@@ -215,25 +227,26 @@ class Answerer:
             ]
             # One pass over the lists of all questions: NumPy's price is by call.
             scores = np.concatenate([one.scores for one in made]).astype(np.float64)
-            probabilities = _sigmoid(parameters.log_odds(scores)).tolist()
+            probabilities = probabilities_of(scores, parameters)
             all_scores, all_rows = scores.tolist(), np.concatenate([one.rows for one in made]).tolist()
+            lists = [(place, one.rows) for place, one in zip(places, made, strict=True) if questions[place].explain]
+            explanations: dict[int, Explanations] = {}
+            if lists:
+                asked = [Asked(profiles[place], chosen, times[place]) for place, chosen in lists]
+                boosts = {} if fresh is None else fresh.by_row
+                explained = self.explainer.explain(asked, self.stacked_matrices, live, boosts)
+                explanations = {place: each for (place, _), each in zip(lists, explained, strict=True)}
             end = 0
             for place, one in zip(places, made, strict=True):
                 profile, begin, end = profiles[place], end, end + len(one.rows)
                 rows = all_rows[begin:end]
-                explanations: list[list[Contribution]] = []
-                if questions[place].explain:
-                    freshness = {} if fresh is None else fresh.by_row
-                    explanations = explain(
-                        profile, catalogue, self.scoring_matrices, rows, live.boosts, times[place], freshness
-                    )
                 answers[place] = Answer(
                     catalogue.item_ids.of(rows),
                     all_scores[begin:end],
                     probabilities[begin:end],
                     one.sources,
                     one.propensities,
-                    explanations,
+                    explanations.get(place),
                     catalogue.version,
                     self._clock.token(0 if profile is None else profile.lsn),
                     one.rows,
@@ -278,15 +291,31 @@ class Answerer:
         self.uncertified_count += not made.certified
         return _Made(made.rows, made.scores, _sources(made, source), _propensities(made))
 
-    def _excluded_rows(self, question: Question, profile: Profile | None) -> NDArray[np.int64]:
-        catalogue = self.catalogue
-        rows = _NO_ROWS
-        if profile is not None and not question.include_seen:
-            rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
-        if question.excluded_item_ids:
-            named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
-            rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
-        return rows
+    def moment(self, question: Question) -> Moment:
+        """All that a question with a `time_s` is answered from; of the live view the caller takes what it keeps."""
+        time_s = question.time_s
+        assert time_s is not None
+        profile = self._store.get(question.user_id, self.catalogue)
+        if profile is not None and profile.segments:
+            self.segment_priors.renew(profile, time_s)
+        query = Query(
+            query_vector(profile, time_s, self.catalogue, self.stacked_matrices),
+            question.wanted,
+            excluded_rows(question, profile, self.catalogue),
+            self._suggestions(profile),
+            self._allowed(question, time_s),
+        )
+        fresh = None if self._freshness is None else self._fresh_view(self._freshness, time_s, time_s)
+        return Moment(question, profile, query, self._live_view(time_s, time_s), fresh)
+
+    def admits(self, asked: ItemFilter, row: int, time_s: float) -> bool:
+        """Whether a filter admits a row at a time."""
+        allowed = self._filters.allowed(asked, time_s)
+        return allowed is None or bool(allowed.contains(np.array([row]))[0])
+
+    def fresh_places(self, wanted: int) -> int:
+        """How many places of a list items may take that are there only for their boost."""
+        return wanted if self._freshness is None else self._freshness.places(wanted)
 
     def _allowed(self, question: Question, now_s: float) -> AllowedRows | None:
         """The rows that the filter admits. What is available "now" is as of the last tick: where windows open and close
@@ -343,10 +372,30 @@ class _Made(NamedTuple):
 _NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
-def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-x)), exact in both tails; scipy's would have to be imported at every start."""
-    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
-    return probabilities
+def query_vector(
+    profile: Profile | None, time_s: float, catalogue: LiveCatalogue, stacked_matrices: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """q = sum_h v_h A_h of one user, (d,); `stacked_matrices` (H d, d)."""
+    interests = interest_batch([profile], [time_s], catalogue.prior, catalogue.parameters)
+    vector: NDArray[np.float32] = (interests.reshape(1, -1) @ stacked_matrices)[0]
+    return vector
+
+
+def excluded_rows(question: Question, profile: Profile | None, catalogue: LiveCatalogue) -> NDArray[np.int64]:
+    """Rows that a question leaves out: those the user has touched, unless it includes them, and those it names."""
+    rows = _NO_ROWS
+    if profile is not None and not question.include_seen:
+        rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
+    if question.excluded_item_ids:
+        named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
+        rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))
+    return rows
+
+
+def probabilities_of(scores: NDArray[np.float64], parameters: Parameters) -> list[float]:
+    """1 / (1 + exp(-log-odds)) of scores (m,), exact in both tails. (SciPy's would be imported at every start.)"""
+    found: list[float] = np.exp(-np.logaddexp(0.0, -parameters.log_odds(scores))).tolist()
+    return found
 
 
 def _source(profile: Profile | None) -> int:

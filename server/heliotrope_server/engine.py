@@ -34,6 +34,7 @@ from heliotrope_server.event_records import (
     declare,
     unpacked,
 )
+from heliotrope_server.examiner import Examination, Examiner
 from heliotrope_server.freshness import Freshness
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.list_rules import MAX_DIVERSE_COUNT, check_rules
@@ -125,6 +126,7 @@ class Engine:
             freshness=freshness,
             make_retriever=make_retriever,
         )
+        self._examiner = Examiner(self.answerer, self.popularity)
         self._batcher = MicroBatcher[Question, Answer](
             self._answer, max_batch=_MAX_BATCH, max_waiting=settings.max_waiting_requests
         )
@@ -240,6 +242,20 @@ class Engine:
         except Exception:
             self.answerer.fault_count += len(questions)
             raise
+
+    async def explain(
+        self, question: Question, item_ids: Sequence[str], counterfactuals: int | None = None
+    ) -> Examination:
+        """Explains an answer in full, or some items beside it, as of now unless the question has a time.
+
+        `counterfactuals` is for how many events of each item; None: as the contract says. Raises the RequestError of a
+        question that can't be, ItemNotFoundError for an item that is not there, and OverloadedError.
+        """
+        self._check_question(question)
+        rows = [self.require_item(item_id) for item_id in item_ids]
+        if question.time_s is None:
+            question = question._replace(time_s=self.now_s())
+        return await self._examiner.examine(question._replace(explain=False), rows, counterfactuals)
 
     def _check_question(self, question: Question) -> None:
         check_id("user_id", question.user_id)

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from heliotrope_indexer.search import PackedEvents
 from heliotrope_server.event import UserEvent
 from heliotrope_server.item_numbers import item_id_of, item_ids_of, known_number, number_of
 
@@ -166,6 +167,15 @@ class EventRing(Mapping[str, UserEvent]):
         """The numbers of the items of all events, (n,); a copy."""
         return np.frombuffer(self._items(), dtype="<i4").astype(np.int32)
 
+    def names(self, places: Sequence[int], starts: NDArray[np.int64]) -> dict[int, tuple[bytes, bytes]]:
+        """The ids of events and of their items by place; `starts` are where the ids of the events begin, by place."""
+        ids, columns, first = self._ids, self._columns, self._item_at(0)
+        named = {}
+        for place, start in zip(places, starts.take(places).tolist(), strict=True):
+            (number,) = _NUMBER.unpack_from(columns, first + place * _NUMBER.size)
+            named[place] = bytes(ids[start + 1 : start + 1 + ids[start]]), item_id_of(number).encode()
+        return named
+
     def newest_us(self) -> int:
         """The time of the newest event in microseconds; 0 without events."""
         return max((time_us for _, time_us, _ in _RECORD.iter_unpack(self._records())), default=0)
@@ -197,6 +207,15 @@ class EventRing(Mapping[str, UserEvent]):
     def trim(self) -> None:
         """Gives back the room that the columns keep for growing."""
         self._columns, self._ids = bytearray(self._columns), bytearray(self._ids)
+
+    def packed(self) -> PackedEvents:
+        """What the compiled explanation reads; of the ring itself, so to be dropped before the next event."""
+        return PackedEvents(len(self), self._columns, self._ids)
+
+    def copy(self) -> "EventRing":
+        twin = EventRing(self.user_id)
+        twin._columns, twin._ids = bytearray(self._columns), bytearray(self._ids)
+        return twin
 
     def dump(self) -> tuple[bytes, list[str], bytes]:
         """What is stored: ids, item ids, and records; see `load`."""

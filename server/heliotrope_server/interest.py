@@ -113,8 +113,8 @@ class GainTable:
             gain = parameters.gains.get(name)  # type: ignore[call-overload]  # UNDO has none
             if gain is not None:
                 self._weights[number], self._centers[number] = gain.weight, gain.center
-        self._limit = parameters.max_gain
-        self._weight_array, self._center_array = np.array(self._weights), np.array(self._centers)
+        self.limit = self._limit = parameters.max_gain
+        self.weight_array, self.center_array = np.array(self._weights), np.array(self._centers)
 
     def one(self, kind: int, value: float) -> float:
         """g_e of one event, as Parameters.gain; its value must be finite. 0.0 for a type without a gain."""
@@ -124,7 +124,7 @@ class GainTable:
 
     def many(self, kinds: NDArray[np.uint8], values: NDArray[np.float64]) -> NDArray[np.float64]:
         """g_e of n events, (n,)."""
-        gains = self._weight_array[kinds] * (values - self._center_array[kinds])
+        gains = self.weight_array[kinds] * (values - self.center_array[kinds])
         bounded: NDArray[np.float64] = np.minimum(self._limit, np.maximum(-self._limit, gains))
         return bounded
 

@@ -20,6 +20,12 @@ def number_of(item_id: str) -> int:
     return number
 
 
+def same_id(item_id: str) -> str:
+    """The string that is kept for an id that has a number, so that nobody keeps a second one; else the one given."""
+    number = _numbers.get(item_id)
+    return item_id if number is None else _ids[number]
+
+
 def known_number(item_id: str) -> int | None:
     """The number of an item id that has one."""
     return _numbers.get(item_id)
@@ -33,6 +39,11 @@ def item_id_of(number: int) -> str:
 def item_ids_of(numbers: NDArray[np.int32]) -> list[str]:
     """The ids of numbers (n,)."""
     return [_ids[number] for number in numbers.tolist()]
+
+
+def numbered() -> int:
+    """How many numbers were given."""
+    return len(_ids)
 
 
 def ids_from(number: int) -> list[str]:

@@ -22,7 +22,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
-from heliotrope_server.item_numbers import ids_from, item_id_of
+from heliotrope_server.item_numbers import ids_from, item_id_of, numbered
 from heliotrope_server.passage import Passage, fitted_map
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
@@ -170,6 +170,11 @@ class LiveCatalogue:
         living[living] = self.alive[rows[living]]
         others = [self.rows.get(item_id_of(number)) for number in numbers[~living].tolist()]
         return np.concatenate([rows[living], np.array([row for row in others if row is not None], dtype=np.int64)])
+
+    def row_table(self) -> NDArray[np.int32]:
+        """Rows in the snapshot by item number, -1 for none: for every number that was given until now."""
+        self.number_rows()
+        return self._base_rows
 
     def served_vector(self, row: int) -> NDArray[np.float32]:
         """x_i with its online residual, (d,): what scores are made of."""
@@ -361,6 +366,8 @@ class LiveCatalogue:
 
     def number_rows(self, pause: Callable[[], None] = lambda: None) -> None:
         """Looks up the items that were numbered since the last time; profiles read vectors by number."""
+        if self._numbered == numbered():
+            return
         row_of = self.snapshot.row_of
         fresh = ids_from(self._numbered)
         end = self._numbered + len(fresh)

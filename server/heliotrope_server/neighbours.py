@@ -1,7 +1,6 @@
 """What the items that a user likes say of others, by the snapshot's table of neighbours (see `Parameters`)."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,27 +89,35 @@ def suggestions(
     return Suggestions(rows, gains) if len(rows) else None
 
 
-def said_of(
-    profile: Profile, catalogue: LiveCatalogue, rows: Sequence[int]
-) -> dict[tuple[str, int], NDArray[np.float64]]:
-    """What each liked item adds to the scores of some rows (k,), by the item and the time in us of the newest positive
-    event on it; items that add nothing are left out.
-    """
+def said_of(profile: Profile, catalogue: LiveCatalogue, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """What each liked item adds to the scores of some rows (k,), by the item; items that add nothing are left out."""
     neighbourhood, table = catalogue.parameters.neighbours, catalogue.neighbours
-    said: dict[tuple[str, int], NDArray[np.float64]] = {}
     if neighbourhood is None or table is None:
-        return said
-    row_of, counted = catalogue.snapshot.row_of, profile.counted
-    targets = np.array([-2 if (row := row_of(catalogue.item_ids[at])) is None else row for at in rows])
-    for item_id in speaking_items(profile, neighbourhood.items):
-        source = row_of(item_id)
-        if source is None:
-            continue
-        named = table.rows[source][:, None] == targets  # (neighbours, k)
-        if named.any():
-            shares = neighbourhood.weight * (table.strengths[source].astype(np.float64) @ named)
-            said[item_id, counted[item_id]] = shares
-    return said
+        return {}
+    row_of = catalogue.snapshot.row_of
+    liked = [(item, row) for item in speaking_items(profile, neighbourhood.items) if (row := row_of(item)) is not None]
+    if not liked:
+        return {}
+    sources = [row for _, row in liked]
+    targets = named_rows(catalogue, rows)
+    named = table.rows[sources][:, :, None] == targets  # (liked, neighbours, k)
+    speak = np.flatnonzero(named.any(axis=(1, 2))).tolist()
+    strengths = table.strengths[sources].astype(np.float64)
+    return {liked[one][0]: neighbourhood.weight * (strengths[one] @ named[one]) for one in speak}
+
+
+def named_rows(catalogue: LiveCatalogue, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows by which items at some rows (k,) are named as neighbours: a replaced item by its row in the snapshot, -2
+    for one that the snapshot does not hold.
+    """
+    fresh = np.flatnonzero(rows >= catalogue.base_count)
+    if not len(fresh):
+        return rows
+    targets = rows.copy()
+    for place in fresh.tolist():
+        row = catalogue.snapshot.row_of(catalogue.item_ids[rows[place]])
+        targets[place] = -2 if row is None else row
+    return targets
 
 
 def _living(

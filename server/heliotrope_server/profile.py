@@ -158,6 +158,17 @@ class Profile:
         """Those of `counted` by no event of the ring: by one that is folded."""
         return dict(self._counted_apart)
 
+    def copy(self) -> "Profile":
+        """One of its own with the same content, to be settled before it is read."""
+        twin = Profile.__new__(Profile)
+        for name in ("user_id", "lsn", "newest_s", "generation", "prior"):
+            setattr(twin, name, getattr(self, name))
+        twin.events = self.events.copy()
+        twin.rare = {name: dict(value) if isinstance(value, dict) else value for name, value in self.rare.items()}
+        twin._seen = twin._total = None
+        twin._settled = 0
+        return twin
+
     def restore(self, events: Sequence[UserEvent], counted: Mapping[str, int]) -> None:
         """Takes over stored events, and what the user counts by; the ring itself says which of its events count."""
         for event in events:

@@ -17,7 +17,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,9 @@ from heliotrope_server.store_values import (
 
 MAP_BYTES = 1 << 40  # address space, not disk: LMDB's file grows as it is filled
 SETTLED = 2_048  # profiles whose sums are kept, those that were read last: 8 bytes for each horizon and dimension
-CHUNK = 1_024  # profiles that are written in one transaction: LMDB holds up to a page of 4 KB for each
+CHUNK = 256  # profiles that are written in one transaction: LMDB holds up to a page of 4 KB for each, for good
+
+_SORTED = 1_024  # user ids that are sorted at once
 
 _SLICE_S = 0.001
 _DUTY = 0.2
@@ -281,21 +284,34 @@ class ProfileStore:
         self._evict()
 
     async def _write(self, cut: list[str], shared: _Shared, meta: dict[str, Any], lsn: int, paced: bool) -> None:
-        """Writes the cut: what is shared first, then the profiles by key, so that each page is written once."""
+        """Writes the cut: what is shared first, then the profiles by key, so that each page is written once.
+
+        Copies of profiles that have changed since the cut go before all others: while events come fast, they would
+        soon be as many as the profiles.
+        """
+        first: _Shared | None = shared
+
+        async def write(others: Iterable[str]) -> bool:
+            """Writes all copies there are and some of those that come by key; returns whether these were the last."""
+            nonlocal first
+            copied = sorted(self._encoded)
+            blobs = await self._encode_many(chain(copied, islice(others, max(0, CHUNK - len(copied)))), paced)
+            last = not self._cut and not self._encoded
+            commit = partial(self._commit_in_parts, blobs, first, meta, lsn, last)
+            await asyncio.get_running_loop().run_in_executor(None, commit)
+            first = None
+            return last
+
         # Sorted in parts, for all at once would hold the loop; merged as they are taken.
         parts = []
-        for start in range(0, len(cut), CHUNK):
-            parts.append(sorted(cut[start : start + CHUNK]))
+        for start in range(0, len(cut), _SORTED):
+            parts.append(sorted(cut[start : start + _SORTED]))
             await self._pause(paced)
-        users = heapq.merge(*parts)
-        first: _Shared | None = shared
-        for start in range(0, max(1, len(cut)), CHUNK):
-            last = start + CHUNK >= len(cut)
-            reached = {"lsn": lsn if last else self.checkpoint_lsn, "shared_lsn": lsn}
-            blobs = await self._encode_many(islice(users, CHUNK), paced)
-            packed = encode_meta({**meta, **reached}, finished=last)
-            await asyncio.get_running_loop().run_in_executor(None, self._commit, blobs, first, packed)
-            first = None
+            if len(self._encoded) >= CHUNK:
+                await write(())
+        by_key = (user_id for user_id in heapq.merge(*parts) if user_id in self._cut)
+        while not await write(by_key):
+            pass
 
     async def _encode_many(self, users: Iterable[str], paced: bool) -> list[tuple[bytes, bytes]]:
         """Keys and values of profiles as of the cut."""
@@ -359,7 +375,18 @@ class ProfileStore:
             self._cut.discard(user_id)
             self._encoded[user_id] = encode_profile(self._cache[user_id])
 
+    def _commit_in_parts(
+        self, blobs: list[tuple[bytes, bytes]], shared: _Shared | None, meta: dict[str, Any], lsn: int, last: bool
+    ) -> None:
+        """Commits part of the checkpoint at `lsn`; with the end of the `last` one it is the checkpoint."""
+        for start in range(0, max(1, len(blobs)), CHUNK):
+            whole = last and start + CHUNK >= len(blobs)
+            reached = {"lsn": lsn if whole else self.checkpoint_lsn, "shared_lsn": lsn}
+            packed = encode_meta({**meta, **reached}, finished=whole)
+            self._commit(blobs[start : start + CHUNK], None if start else shared, packed)
+
     def _commit(self, blobs: list[tuple[bytes, bytes]], shared: _Shared | None, meta: bytes) -> None:
+        """One transaction."""
         with self._env.begin(write=True) as transaction:
             if shared is not None:
                 self._put_shared(transaction, shared)

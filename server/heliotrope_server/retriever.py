@@ -93,16 +93,7 @@ class ExactRetriever:
         """Everything is scored for every question."""
 
     def rank(self, queries: Sequence[Query], live: LiveView) -> list[Ranking]:
-        base_count = self._base_count
-        matrix = np.stack([query.vector for query in queries])
-        size = base_count + len(live.delta_bias)
-        scores = np.empty((len(queries), size), dtype=np.float32)
-        np.matmul(matrix, self._vectors.T, out=scores[:, :base_count])
-        scores[:, :base_count] += self._bias
-        if len(live.moved):
-            scores[:, live.moved] = matrix @ live.moved_vectors.T + self._bias[live.moved]
-        if size > base_count:
-            scores[:, base_count:] = matrix @ live.delta_vectors.T + live.delta_bias
+        scores = self.base_scores(np.stack([query.vector for query in queries]), live)
         scores += live.boosts[:]
         scores += self._intercept
         if live.alive is not None:
@@ -114,6 +105,18 @@ class ExactRetriever:
             if query.allowed is not None:
                 row_scores[~query.allowed.mask] = -np.inf
         return [_best(row_scores, None, query.wanted) for row_scores, query in zip(scores, queries, strict=True)]
+
+    def base_scores(self, vectors: NDArray[np.float32], live: LiveView) -> NDArray[np.float32]:
+        """Taste and bias, q . x_i + b_i, of all rows, dead ones included, for queries (m, d): (m, n)."""
+        base_count = self._base_count
+        scores = np.empty((len(vectors), base_count + len(live.delta_bias)), dtype=np.float32)
+        np.matmul(vectors, self._vectors.T, out=scores[:, :base_count])
+        scores[:, :base_count] += self._bias
+        if len(live.moved):
+            scores[:, live.moved] = vectors @ live.moved_vectors.T + self._bias[live.moved]
+        if len(live.delta_bias):
+            scores[:, base_count:] = vectors @ live.delta_vectors.T + live.delta_bias
+        return scores
 
 
 class KernelRetriever:

@@ -28,10 +28,13 @@ class Query(NamedTuple):
 
 def item_vectors(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """x_i of some rows (m,), as they are scored: (m, d)."""
-    main = rows < catalogue.base_count
-    vectors = np.empty((len(rows), catalogue.dimension), dtype=np.float32)
-    vectors[main] = catalogue.base_vectors[rows[main]]
-    vectors[~main] = live.delta_vectors[rows[~main] - catalogue.base_count]
+    if len(live.delta_bias):
+        main = rows < catalogue.base_count
+        vectors = np.empty((len(rows), catalogue.dimension), dtype=np.float32)
+        vectors[main] = catalogue.base_vectors[rows[main]]
+        vectors[~main] = live.delta_vectors[rows[~main] - catalogue.base_count]
+    else:
+        vectors = catalogue.base_vectors[rows]
     if len(live.moved):
         order = np.argsort(live.moved)
         places = order[np.searchsorted(live.moved, rows, sorter=order).clip(max=len(order) - 1)]
@@ -40,16 +43,23 @@ def item_vectors(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int6
     return vectors
 
 
+def item_biases(catalogue: LiveCatalogue, live: LiveView, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """b_i of some rows (m,), (m,)."""
+    if not len(live.delta_bias):
+        return catalogue.base_bias[rows]
+    main = rows < catalogue.base_count
+    biases = np.empty(len(rows), dtype=np.float32)
+    biases[main] = catalogue.base_bias[rows[main]]
+    biases[~main] = live.delta_bias[rows[~main] - catalogue.base_count]
+    return biases
+
+
 def exact_scores(
     catalogue: LiveCatalogue, live: LiveView, query: Query, rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """The score that a ranking would give some rows (m,), (m,); -inf where it would leave them out."""
-    main = rows < catalogue.base_count
-    bias = np.empty(len(rows), dtype=np.float32)
-    bias[main] = catalogue.base_bias[rows[main]]
-    bias[~main] = live.delta_bias[rows[~main] - catalogue.base_count]
     scores: NDArray[np.float32] = item_vectors(catalogue, live, rows) @ query.vector
-    scores += bias + live.boosts[rows] + np.float32(catalogue.parameters.intercept)
+    scores += item_biases(catalogue, live, rows) + live.boosts[rows] + np.float32(catalogue.parameters.intercept)
     if query.suggestions is not None:
         scores += query.suggestions.of_rows(rows)
     scores[np.isin(rows, query.excluded)] = -np.inf

@@ -104,9 +104,30 @@ def test_candidates_beside_too_few_libraries_or_texts_are_not_judged() -> None:
 
 @pytest.mark.parametrize(("largest", "word"), [(1_000_000, "holds"), (999_999, "not measured")])
 def test_growth_is_judged_over_the_whole_range(largest: int, word: str) -> None:
-    rows = [{"items": 10_000, "us": 5.0}, {"items": largest, "us": 8.0}, {"over_log": 1.0}, {"over_log": 1.05}]
-    file = results("memory", rows).model_copy(update={"command": ["heliotrope", "bench", "growth"]})
-    assert verdict("cost of a request", file).word == word
+    file = growth(
+        {"items": 10_000, "mode": "request", "us": 5.0},
+        {"items": largest, "mode": "request", "us": 8.0},
+        {"mode": "request", "ends_over_log": 1.0, "over_log": 1.05},
+    )
+    assert verdict("cost of a whole request", file).word == word
+
+
+def test_growth_of_requests_and_of_their_search_are_told_apart() -> None:
+    sizes = [{"items": items, "mode": mode, "us": 5.0} for items in (10_000, 1_000_000) for mode in ("single", "batch")]
+    search = [
+        {"mode": mode, "ends_over_log": 0.5, "over_log": over} for mode, over in (("single", 1.0), ("batch", 1.3))
+    ]
+    found = verdict("its search alone", growth(*sizes, *search))
+    assert (found.word, found.value) == ("does not hold", 1.3)
+    assert verdict("cost of a whole request", growth(*sizes, *search)).word == "not measured"
+    request = {"mode": "request", "ends_over_log": 1.0, "over_log": 1.2}
+    file = growth(*sizes, *search, request)
+    assert verdict("cost of a whole request", file).word == "holds"
+    assert verdict("the same between any two sizes", file).word == "does not hold"
+
+
+def growth(*rows: dict[str, Any]) -> RawResults:
+    return results("memory", list(rows)).model_copy(update={"command": ["heliotrope", "bench", "growth"]})
 
 
 @pytest.mark.parametrize(("most", "word"), [(100_000, "does not hold"), (99_999, "not measured")])

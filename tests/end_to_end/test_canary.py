@@ -39,7 +39,7 @@ def publish(store: Path, seed: int, *, shuffled: bool = False) -> str:
     rows = index_rows(vectors, bias)
     if shuffled:
         rows = rows[generator.permutation(ITEMS)]
-    index: faiss.Index = train_index(rows, LISTS, rows.shape[1], head_rows(bias, 0))
+    index: faiss.Index = train_index(rows, bias, LISTS, rows.shape[1], head_rows(bias, 0))
     folder = store.parent / f".draft-{seed}-{shuffled}"
     write_snapshot(
         folder,

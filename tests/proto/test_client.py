@@ -145,6 +145,15 @@ def test_an_event_whose_reply_was_lost_counts_once(connect: Connect, shards: lis
     assert len(shards[0].events["u1"]) == 1
 
 
+def test_explanations_come_from_the_owner_of_the_user(connect: Connect, shards: list[Shard]) -> None:
+    client = connect(shards[0].address)
+    for user in USERS[:8]:
+        found = client.explain(user, ["m1", "m2"], count=7, counterfactuals=2)
+        assert [item.item_id for item in found.items] == ["m1", "m2"] and found.eligible_count == 7
+        assert ("Explain", (user,)) in shards[owner(user)].calls
+    assert client.explain(RecommendRequest(user_id=USERS[0], count=3)).eligible_count == 3
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
 def test_other_writes_are_sent_once(connect: Connect, shards: list[Shard], code: grpc.StatusCode) -> None:
     client = connect(shards[0].address, direct=False)

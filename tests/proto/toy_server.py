@@ -173,6 +173,11 @@ class ToyServicer(
             context.abort_with_status(rpc_status.to_status(status))
         return answer
 
+    def Explain(self, request: Any, context: Any) -> Any:
+        self._enter("Explain", context, request.request.user_id)
+        items = [recommendation_pb2.ItemExplanation(item_id=item_id) for item_id in request.item_ids]
+        return recommendation_pb2.ExplainResponse(items=items, eligible_count=request.request.count)
+
     def BatchRecommend(self, request: Any, context: Any) -> Any:
         self._enter("BatchRecommend", context, *(one.user_id for one in request.requests))
         response = recommendation_pb2.BatchRecommendResponse()

@@ -6,13 +6,31 @@ from hypothesis import strategies as st
 
 from heliotrope.v1 import recommendation_pb2 as pb
 from heliotrope_server.answerer import Answer
-from heliotrope_server.explanation import Contribution
+from heliotrope_server.explanation import Explanations
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of, varint
 
 NUMBERS = st.floats(allow_nan=False)
 NAMES = st.text(min_size=1, max_size=60) | st.text(min_size=100, max_size=256)
 ITEMS = st.tuples(NAMES, NUMBERS, st.floats(0.0, 1.0), st.integers(1, 6))
-PARTS = st.builds(Contribution, kind=st.integers(1, 7), value=NUMBERS, event_id=st.text(), item_id=st.text())
+EVENTS = st.dictionaries(st.integers(0, 600), st.tuples(NAMES.map(str.encode), NAMES.map(str.encode)), max_size=8)
+
+
+@st.composite
+def explained(draw: st.DrawFn, items: int) -> Explanations:
+    """Explanations of some items that name some of the same events."""
+    events = draw(EVENTS)
+    named = draw(st.integers(0, min(5, len(events))))
+    places = [draw(st.permutations(sorted(events)))[:named] for _ in range(items)]
+    kinds = draw(st.lists(st.integers(2, 8), min_size=1, max_size=7))
+    shares = [[draw(NUMBERS) for _ in range(named)] for _ in range(items)]
+    terms = [[draw(NUMBERS) for _ in kinds] for _ in range(items)]
+    return Explanations(
+        np.array(places, dtype=np.int64).reshape(items, named),
+        np.array(shares).reshape(items, named),
+        events,
+        kinds,
+        np.array(terms).reshape(items, len(kinds)),
+    )
 
 
 @st.composite
@@ -21,9 +39,7 @@ def answers(draw: st.DrawFn) -> Answer:
     propensities = [1.0] * len(items)
     if items and draw(st.booleans()):
         propensities[-1] = draw(st.floats(0.001, 0.999))
-    explanations = []
-    if draw(st.booleans()):
-        explanations = [draw(st.lists(PARTS, max_size=3)) for _ in items]
+    explanations = draw(explained(len(items))) if draw(st.booleans()) else None
     ids, scores, probabilities, sources = ([item[column] for item in items] for column in range(4))
     rows, interests = np.arange(len(items)), np.zeros((1, 2), np.float32)
     texts = draw(st.tuples(st.text(max_size=200), st.text(), st.text()))
@@ -47,7 +63,7 @@ def message(answer: Answer) -> pb.RecommendResponse:
         )
         if answer.propensities[-1] < 1.0:
             one.propensity = answer.propensities[place]
-        for part in answer.explanations[place] if answer.explanations else []:
+        for part in answer.explanations[place] if answer.explanations is not None else []:
             one.explanation.add(kind=part.kind, value=part.value, event_id=part.event_id, item_id=part.item_id)
     return response
 

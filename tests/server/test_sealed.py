@@ -233,7 +233,7 @@ async def test_an_engine_seals_what_is_upserted_what_a_restart_finds_and_what_a_
         catalogue, answerer = engine.catalogue, engine.answerer
         answer = (await engine.recommend(Question("u", 50))).result
         live = live_view(catalogue, np.zeros(catalogue.size))
-        query = answer.interests.reshape(-1) @ answerer._stacked_matrices
+        query = answer.interests.reshape(-1) @ answerer.stacked_matrices
         scores = exact_scores(catalogue, live, Query(query, 50, NONE), answer.rows)
         # The event counts for the popularity of its item alone, which is not in the list.
         np.testing.assert_allclose(answer.scores, scores, rtol=1e-4, atol=1e-4)

@@ -1,10 +1,12 @@
 """Trending rows that are kept from event to event, held to a view that is computed afresh."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliotrope_indexer.snapshot import CatalogItem, SnapshotStore
+from heliotrope_server import popularity as popularity_module
 from heliotrope_server import trending as module
 from heliotrope_server.live_catalogue import DeltaItem, LiveCatalogue
 from heliotrope_server.live_view import live_view
@@ -22,13 +24,16 @@ def catalogue(tmp_path_factory) -> LiveCatalogue:
     return LiveCatalogue(SnapshotStore(str(store)).open())
 
 
+@pytest.mark.parametrize("most_moved", [4, 4_096])
 @settings(max_examples=40)
 @given(steps=st.lists(st.lists(MOVES, max_size=12), min_size=1, max_size=8), moved=st.sets(st.integers(0, ITEMS - 1)))
-def test_any_sequence_of_counts_gives_the_view_of_all_counts(tmp_path_factory, steps, moved):
+def test_any_sequence_of_counts_gives_the_view_of_all_counts(tmp_path_factory, most_moved, steps, moved):
     served = catalogue(tmp_path_factory)
-    kept_before, share = module.TRENDING, module._REBUILD_SHARE
-    module.TRENDING, module._REBUILD_SHARE = KEPT, 1.0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TRENDING", KEPT)
+        patch.setattr(module, "_BLOCK", 20)
+        # With 4, so many rows change that which they were is not kept.
+        patch.setattr(popularity_module, "MOST_MOVED", most_moved)
         popularity = LivePopularity(50_000.0)
         popularity.bind(served.rows, served.size)
         looked = Trending(served, popularity)
@@ -58,8 +63,6 @@ def test_any_sequence_of_counts_gives_the_view_of_all_counts(tmp_path_factory, s
             )
             assert not np.isin(view.trending, view.moved).any() and len(view.trending) <= KEPT
             np.testing.assert_array_equal(np.sort(view.moved), np.sort(expected.moved))
-    finally:
-        module.TRENDING, module._REBUILD_SHARE = kept_before, share
 
 
 def test_other_landmarks_peers_and_catalogues_are_looked_at_again(tmp_path_factory):

@@ -64,7 +64,7 @@ def publish(
     index, search = None, None
     if with_index:
         rows = index_rows(vectors, bias)
-        index = train_index(rows, 16, rows.shape[1], head_rows(bias, head))
+        index = train_index(rows, bias, 16, rows.shape[1], head_rows(bias, head))
         search = SearchParameters(nprobe=12, candidates=64, head=head)
     parameters = Parameters(
         half_lives_s=half_lives_s,

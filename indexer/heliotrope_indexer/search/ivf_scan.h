@@ -21,6 +21,8 @@ typedef struct {
     const float *centroids;                        /* (lists, width) */
     const float *codebook;                         /* (subquantisers, 16, per_code) */
     inverted stored, added;                        /* FAISS's own lists, and those of rows that came later */
+    const float *spread;                           /* (width,) mean square of what a stored list's centroid leaves */
+    const float *const *most; /* (lists,) for each block of a stored list, the largest bias from there to the end */
 } ivf;
 
 /* The table of one query: what a code adds, as bytes: value = (byte / scale) + least, summed over sub-quantisers. */
@@ -173,20 +175,23 @@ static inline void encode(const ivf *index, const float *row, int64_t list, uint
     }
 }
 
-/* What the codes leave of some rows: adds the squares of each dimension to `squares` (width,); returns how many rows. */
+/* What the codes leave of some rows, and what the centroids do: adds the squares of each dimension to `squares` and
+ * `spread` (width,); returns how many rows. */
 static inline int64_t add_errors(const ivf *index, int64_t list, const float *vectors, const float *bias, int64_t d,
-                                 int64_t at_most, double *squares) {
+                                 int64_t at_most, double *squares, double *spread) {
     const inverted *stored = &index->stored;
-    const int64_t size = stored->sizes[list] < at_most ? stored->sizes[list] : at_most;
-    for (int64_t place = 0; place < size; place++) {
+    const int64_t all = stored->sizes[list], size = all < at_most ? all : at_most;
+    for (int64_t sample = 0; sample < size; sample++) {
+        const int64_t place = sample * all / size; /* from all of the list: its rows may be in some order */
         const int64_t row = stored->rows[list][place];
         for (int64_t i = 0; i < index->width; i++) {
             const int64_t m = i / index->per_code;
             int64_t shift, code = *byte_of(index, stored->codes[list], place, m, &shift) >> shift & 15;
-            const float coded = index->centroids[list * index->width + i] +
-                                index->codebook[(m * 16 + code) * index->per_code + i % index->per_code];
             const float true_value = i < d ? vectors[row * d + i] : i == d ? bias[row] : 0.0f;
-            squares[i] += (double)(true_value - coded) * (true_value - coded);
+            const float rest = true_value - index->centroids[list * index->width + i];
+            const float left = rest - index->codebook[(m * 16 + code) * index->per_code + i % index->per_code];
+            squares[i] += (double)left * left;
+            spread[i] += (double)rest * rest;
         }
     }
     return size;

@@ -22,6 +22,8 @@
 
 enum { LANES = 8, CHUNK = 256, AHEAD = 12 };
 
+static const float REACH = 4.0f;
+
 typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4)));
 
@@ -235,17 +237,24 @@ INLINE float deviation(const ivf *index, const inverted *lists, const float *q, 
     return sqrtf(variance);
 }
 
-/* Meets the rows of one list whose codes put them within `slack` of the bar, which rises meanwhile. `start` is what the
- * list and the least codes are worth. */
+/* How many rows of a stored list, from its start, may have a bias of `least` or more. */
+INLINE int64_t rows_with_bias(const ivf *index, int64_t at, float least) {
+    const int64_t size = index->stored.sizes[at];
+    int64_t rows = 0;
+    for (const float *most = index->most[at]; rows < size && *most >= least; most++) rows += BLOCK;
+    return rows < size ? rows : size;
+}
+
+/* Meets those of the first `size` rows of one list whose codes put them within `slack` of the bar, which rises meanwhile.
+ * `start` is what the list and the least codes are worth. */
 INLINE void search_list(job *j, best *list, const float *q, const float *tail, const inverted *lists, int64_t at,
-                        const table *t, float start, float slack) {
+                        int64_t size, const table *t, float start, float slack) {
     const scan_list scan = j->portable ? scan_plain : chosen_scan();
     float floor = ceilf((list->bar - slack - start) * t->scale);
     if (floor > 255.0f * (float)j->index->subquantisers) return;
     if (!(floor > 0.0f)) floor = 0.0f;
     const int64_t pairs = (j->index->subquantisers + 1) / 2;
-    const int64_t passed =
-        scan(lists->codes[at], lists->sizes[at], pairs, t->bytes, (int32_t)floor, j->places, j->sums);
+    const int64_t passed = scan(lists->codes[at], size, pairs, t->bytes, (int32_t)floor, j->places, j->sums);
     const int64_t *rows = lists->rows[at];
     float bar = list->bar;
     for (int64_t i = 0; i < passed; i++) {
@@ -259,7 +268,9 @@ INLINE void search_list(job *j, best *list, const float *q, const float *tail, c
     }
 }
 
-/* Meets the rows of the nearest lists whose codes say that they may come in. */
+/* Meets the rows of the nearest lists whose codes say that they may come in: those within the margin of the bar. Of a
+ * stored list, whose rows are in the order of their bias, the end is left out that would need more taste than REACH
+ * standard deviations, or the margin if it is larger, beyond the centroid. */
 INLINE void search(job *j, best *list, const float *q, const float *tail) {
     const ivf *index = j->index;
     table t;
@@ -268,11 +279,19 @@ INLINE void search(job *j, best *list, const float *q, const float *tail) {
     const float beside = j->outside + j->intercept;
     const float slack = j->margin * deviation(index, &index->stored, q, &t) + beside;
     const float added_slack = j->margin * deviation(index, &index->added, q, &t) + beside;
+    float spread = 0.0f;
+    for (int64_t i = 0; i < j->d; i++) spread += q[i] * q[i] * index->spread[i];
+    const float reach = fmaxf(REACH, j->margin) * sqrtf(spread) + beside;
     for (int64_t probe = 0; probe < j->probes; probe++) {
         const int64_t at = j->order[probe];
         const float start = j->closeness[at] + t.least;
-        if (!j->added_only) search_list(j, list, q, tail, &index->stored, at, &t, start, slack);
-        if (index->added.sizes[at]) search_list(j, list, q, tail, &index->added, at, &t, start, added_slack);
+        if (!j->added_only) {
+            const float taste = j->closeness[at] - index->centroids[at * index->width + j->d];
+            const int64_t size = rows_with_bias(index, at, list->bar - reach - taste);
+            search_list(j, list, q, tail, &index->stored, at, size, &t, start, slack);
+        }
+        const int64_t later = index->added.sizes[at];
+        if (later) search_list(j, list, q, tail, &index->added, at, later, &t, start, added_slack);
     }
 }
 
@@ -330,13 +349,18 @@ KERNEL void heliotrope_rank(job *j) {
     for (int64_t place = 0; place < j->queries; place++) rank_one(j, place);
 }
 
-/* The mean squares of what the codes leave of rows of some lists, to `error` (width,). */
-void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error) {
-    double squares[MAX_SUBQUANTISERS * 8] = {0};
+#include "event_shares.h"
+
+/* The mean squares of what the codes leave of rows of some lists, to `error` (width,), and centroids, to `spread`. */
+void heliotrope_errors(const ivf *index, const float *vectors, const float *bias, int64_t d, float *error, float *spread) {
+    double squares[MAX_SUBQUANTISERS * 8] = {0}, rests[MAX_SUBQUANTISERS * 8] = {0};
     const int64_t step = index->lists / 64 + 1;
     int64_t rows = 0;
-    for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares);
-    for (int64_t i = 0; i < index->width; i++) error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
+    for (int64_t list = 0; list < index->lists; list += step) rows += add_errors(index, list, vectors, bias, d, 64, squares, rests);
+    for (int64_t i = 0; i < index->width; i++) {
+        error[i] = rows ? (float)(squares[i] / (double)rows) : 0.0f;
+        spread[i] = rows ? (float)(rests[i] / (double)rows) : 0.0f;
+    }
 }
 
 /* Chooses the list of each row (count, width), as FAISS does, and its codes (count, subquantisers); `left` (count, width)

@@ -97,7 +97,9 @@ class SearchKernel:
         job = self._job
         if index.pointers.width <= job.d:
             raise ValueError(f"the index has {index.pointers.width} columns, too few for {job.d} dimensions and a bias")
-        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, _address(index.error))
+        index.know_bias(self._bias)
+        left = _address(index.error), _address(index.spread)
+        self._library.heliotrope_errors(index.pointers, job.vectors, job.bias, job.d, *left)
         np.maximum(index.added.error, index.error, out=index.added.error)
         self._scanned = index
         self._most = 0  # the queries get the columns of the index

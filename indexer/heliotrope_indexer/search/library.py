@@ -32,6 +32,7 @@ class IvfStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("lists", "subquantisers", "per_code", "width")),
         *((name, ctypes.c_void_p) for name in ("centroids", "codebook")),
         *((name, InvertedStruct) for name in ("stored", "added")),
+        *((name, ctypes.c_void_p) for name in ("spread", "most")),
     )
 
 
@@ -61,17 +62,47 @@ class JobStruct(ctypes.Structure):
     )
 
 
+class ShareJobStruct(ctypes.Structure):
+    """`share_job` of event_shares.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("d", "horizons")),
+        *((name, ctypes.c_void_p) for name in ("vectors", "half_lives", "kappas", "weights", "centers")),
+        ("limit", ctypes.c_double),
+        ("events", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("numbers", "records", "ids", "rows")),
+        ("strangers", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("stranger_numbers", "stranger_vectors")),
+        *((name, ctypes.c_int64) for name in ("speakers", "neighbours")),
+        *((name, ctypes.c_void_p) for name in ("neighbour_rows", "strengths")),
+        ("neighbour_weight", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("targets", "speaking", "said_at", "said")),
+        *((name, ctypes.c_int64) for name in ("tied", "spoken")),
+        *((name, ctypes.c_void_p) for name in ("spoken_places", "spoken_shares")),
+        ("read_s", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("totals", "prior", "folded")),
+        ("items", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("aims", "scales")),
+        *((name, ctypes.c_int64) for name in ("named", "unknown", "adding")),
+        *((name, ctypes.c_void_p) for name in ("starts", "places", "shares", "others", "by_prior", "by_folded")),
+    )
+
+
 @cache
 def load() -> Any:
     """The library; raises OSError where it was not built or does not load here."""
     library = ctypes.CDLL(str(PATH))
     library.heliotrope_rank.argtypes = (ctypes.POINTER(JobStruct),)
     library.heliotrope_rank.restype = None
+    if not hasattr(library, "heliotrope_event_shares"):
+        raise OSError(f"{PATH} is of an older source: run `python indexer/build_kernel.py`")
+    library.heliotrope_event_shares.argtypes = (ctypes.POINTER(ShareJobStruct),)
+    library.heliotrope_event_shares.restype = None
     library.heliotrope_errors.argtypes = (
         ctypes.POINTER(IvfStruct),
         *[ctypes.c_void_p] * 2,
         ctypes.c_int64,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 2,
     )
     library.heliotrope_errors.restype = None
     library.heliotrope_encode.argtypes = (ctypes.POINTER(IvfStruct), ctypes.c_int64, *[ctypes.c_void_p] * 5)

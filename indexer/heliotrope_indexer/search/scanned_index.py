@@ -1,6 +1,7 @@
 """The arrays of a FAISS index that the compiled kernel scans by itself (ivf_scan.h)."""
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
@@ -11,6 +12,8 @@ from heliotrope_indexer.search.added_lists import BLOCK, AddedLists
 from heliotrope_indexer.search.library import InvertedStruct, IvfStruct
 
 _MOST_SUBQUANTISERS, _MOST_COLUMNS = 128, 1024
+
+_NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class ScannedIndex:
@@ -35,7 +38,8 @@ class ScannedIndex:
         self._sizes = np.array([inverted.list_size(number) for number in every], dtype=np.int64)
         self._codes = np.array([int(inverted.get_codes(number)) for number in every], dtype=np.uint64)
         self._rows = np.array([int(inverted.get_ids(number)) for number in every], dtype=np.uint64)
-        self.error = np.zeros(width, dtype=np.float32)
+        self._most = np.zeros(lists, dtype=np.uint64)
+        self.error, self.spread = (np.zeros(width, dtype=np.float32) for _ in range(2))
         self.added = AddedLists(lists, -(-product.M // 2) * BLOCK, width)
         self.lists, self.codes = lists, product.M
         centroids, codebook, *stored = (
@@ -45,6 +49,7 @@ class ScannedIndex:
         self.pointers = IvfStruct(
             *(lists, product.M, product.dsub, width),
             *(centroids, codebook, InvertedStruct(*stored), self.added.pointers),
+            *(self.spread.ctypes.data, self._most.ctypes.data),
         )
 
     @property
@@ -54,12 +59,22 @@ class ScannedIndex:
 
     def row_count(self) -> int:
         """One more than the largest row number in the lists."""
-        largest = -1
+        return max((int(rows.max()) for rows in self._row_lists() if len(rows)), default=-1) + 1
+
+    def know_bias(self, bias: NDArray[np.float32]) -> None:
+        """Lays out the largest bias from each block of a list to its end: where the rows of a list are in the order of
+        their bias (n,), a search can leave its end out.
+        """
+        self._most_bias = []  # the kernel points into them
+        for list_, rows in enumerate(self._row_lists()):
+            from_here = np.fmax.accumulate(bias[rows][::-1])[::-1]
+            self._most_bias.append(np.ascontiguousarray(from_here[::BLOCK]))
+            self._most[list_] = self._most_bias[-1].ctypes.data
+
+    def _row_lists(self) -> Iterator[NDArray[np.int64]]:
+        """The row numbers of each list."""
         for address, size in zip(self._rows.tolist(), self._sizes.tolist(), strict=True):
-            if size:
-                rows: NDArray[np.int64] = np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(address))
-                largest = max(largest, int(rows.max()))
-        return largest + 1
+            yield np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(address)) if size else _NO_ROWS
 
 
 def _problem(index: Any) -> str | None:

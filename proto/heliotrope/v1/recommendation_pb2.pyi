@@ -107,6 +107,8 @@ class _ContributionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cont
     """The constant that makes the score log-odds."""
     CONTRIBUTION_KIND_FRESHNESS: _ContributionKind.ValueType  # 7
     """The boost of a new item."""
+    CONTRIBUTION_KIND_OTHER_EVENTS: _ContributionKind.ValueType  # 8
+    """The events of the user that are not named one by one, summed."""
 
 class ContributionKind(_ContributionKind, metaclass=_ContributionKindEnumTypeWrapper):
     """What a part of a score comes from."""
@@ -127,7 +129,73 @@ CONTRIBUTION_KIND_INTERCEPT: ContributionKind.ValueType  # 6
 """The constant that makes the score log-odds."""
 CONTRIBUTION_KIND_FRESHNESS: ContributionKind.ValueType  # 7
 """The boost of a new item."""
+CONTRIBUTION_KIND_OTHER_EVENTS: ContributionKind.ValueType  # 8
+"""The events of the user that are not named one by one, summed."""
 Global___ContributionKind: _TypeAlias = ContributionKind  # noqa: Y015
+
+class _AbsenceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AbsenceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AbsenceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ABSENCE_KIND_UNSPECIFIED: _AbsenceKind.ValueType  # 0
+    """Never sent."""
+    ABSENCE_KIND_SEEN: _AbsenceKind.ValueType  # 1
+    """An event of the user points to it, and the seen policy leaves such items out."""
+    ABSENCE_KIND_EXCLUDED: _AbsenceKind.ValueType  # 2
+    """`excluded_item_ids` names it."""
+    ABSENCE_KIND_FILTERED: _AbsenceKind.ValueType  # 3
+    """It does not meet a condition of the filter."""
+    ABSENCE_KIND_UNAVAILABLE: _AbsenceKind.ValueType  # 4
+    """It is not available at the time of the request."""
+    ABSENCE_KIND_SCORE: _AbsenceKind.ValueType  # 5
+    """Its score is too low: as many items as are wanted have a larger one."""
+    ABSENCE_KIND_DIVERSITY: _AbsenceKind.ValueType  # 6
+    """`diversity`: items like it stand in the list. Without that rule the item would be in it."""
+    ABSENCE_KIND_CATEGORY_LIMIT: _AbsenceKind.ValueType  # 7
+    """`max_per_category`, as above."""
+    ABSENCE_KIND_PROVIDER_LIMIT: _AbsenceKind.ValueType  # 8
+    """`max_provider_share`, as above."""
+    ABSENCE_KIND_EXPLORATION: _AbsenceKind.ValueType  # 9
+    """An item drawn at random stands in its place, by `explore_share`."""
+    ABSENCE_KIND_FRESHNESS_QUOTA: _AbsenceKind.ValueType  # 10
+    """The places for items that only the freshness boost brings in are taken."""
+    ABSENCE_KIND_RULES: _AbsenceKind.ValueType  # 11
+    """Several rules together: without all of them the item would be in the list, without any single one it would not."""
+    ABSENCE_KIND_SEARCH: _AbsenceKind.ValueType  # 12
+    """The candidate search, which is approximate, missed it."""
+
+class AbsenceKind(_AbsenceKind, metaclass=_AbsenceKindEnumTypeWrapper):
+    """Why an item is not in a list."""
+
+ABSENCE_KIND_UNSPECIFIED: AbsenceKind.ValueType  # 0
+"""Never sent."""
+ABSENCE_KIND_SEEN: AbsenceKind.ValueType  # 1
+"""An event of the user points to it, and the seen policy leaves such items out."""
+ABSENCE_KIND_EXCLUDED: AbsenceKind.ValueType  # 2
+"""`excluded_item_ids` names it."""
+ABSENCE_KIND_FILTERED: AbsenceKind.ValueType  # 3
+"""It does not meet a condition of the filter."""
+ABSENCE_KIND_UNAVAILABLE: AbsenceKind.ValueType  # 4
+"""It is not available at the time of the request."""
+ABSENCE_KIND_SCORE: AbsenceKind.ValueType  # 5
+"""Its score is too low: as many items as are wanted have a larger one."""
+ABSENCE_KIND_DIVERSITY: AbsenceKind.ValueType  # 6
+"""`diversity`: items like it stand in the list. Without that rule the item would be in it."""
+ABSENCE_KIND_CATEGORY_LIMIT: AbsenceKind.ValueType  # 7
+"""`max_per_category`, as above."""
+ABSENCE_KIND_PROVIDER_LIMIT: AbsenceKind.ValueType  # 8
+"""`max_provider_share`, as above."""
+ABSENCE_KIND_EXPLORATION: AbsenceKind.ValueType  # 9
+"""An item drawn at random stands in its place, by `explore_share`."""
+ABSENCE_KIND_FRESHNESS_QUOTA: AbsenceKind.ValueType  # 10
+"""The places for items that only the freshness boost brings in are taken."""
+ABSENCE_KIND_RULES: AbsenceKind.ValueType  # 11
+"""Several rules together: without all of them the item would be in the list, without any single one it would not."""
+ABSENCE_KIND_SEARCH: AbsenceKind.ValueType  # 12
+"""The candidate search, which is approximate, missed it."""
+Global___AbsenceKind: _TypeAlias = AbsenceKind  # noqa: Y015
 
 @_typing.final
 class RecommendRequest(_message.Message):
@@ -155,7 +223,7 @@ class RecommendRequest(_message.Message):
     VERSION_NOT_AVAILABLE. Empty: no condition.
     """
     explain: _builtins.bool
-    """Asks for `explanation` with each recommendation."""
+    """Asks for `explanation` with each recommendation. Explain says more, and why an item is not among them."""
     @_builtins.property
     def excluded_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further items to leave out, at most 10,000. Unknown ids are ignored."""
@@ -286,7 +354,9 @@ class Recommendation(_message.Message):
     """
     @_builtins.property
     def explanation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
-        """Where the score comes from; empty unless asked for. The values sum to `score` up to float rounding."""
+        """Where the score comes from; empty unless asked for: the three events with the largest shares, the largest first,
+        then the other events as one, then the rest. The values sum to `score` up to float rounding.
+        """
 
     def __init__(
         self,
@@ -599,3 +669,211 @@ class StreamRecommendResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___StreamRecommendResponse: _TypeAlias = StreamRecommendResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """An answer to be explained, or items to be explained beside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    COUNTERFACTUAL_COUNT_FIELD_NUMBER: _builtins.int
+    counterfactual_count: _builtins.int
+    """For how many events of each item, those with the largest shares, to work out what would be without them, 0 to 10.
+    Unset: 3, and 0 where more than 10 items are explained.
+    """
+    @_builtins.property
+    def request(self) -> Global___RecommendRequest:
+        """The question, as in Recommend. Its `explain` does not matter."""
+
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The items to explain, recommended or not, at most 100. Empty: those that are recommended, of which there may be 100."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___RecommendRequest | None = ...,
+        item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        counterfactual_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_counterfactual_count", b"_counterfactual_count", "counterfactual_count", b"counterfactual_count", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_counterfactual_count", b"_counterfactual_count", "counterfactual_count", b"counterfactual_count", "item_ids", b"item_ids", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__counterfactual_count: _TypeAlias = _typing.Literal["counterfactual_count"]  # noqa: Y015
+    _WhichOneofArgType__counterfactual_count: _TypeAlias = _typing.Literal["_counterfactual_count", b"_counterfactual_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__counterfactual_count) -> _WhichOneofReturnType__counterfactual_count | None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    """The answer as of one moment, and its items explained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_COUNT_FIELD_NUMBER: _builtins.int
+    eligible_count: _builtins.int
+    """How many items may be recommended: all that are neither seen, excluded nor filtered out."""
+    @_builtins.property
+    def response(self) -> Global___RecommendResponse:
+        """What Recommend would have answered."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemExplanation]:
+        """The explained items, in the order of `item_ids` or of the recommendations."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___RecommendResponse | None = ...,
+        items: _abc.Iterable[Global___ItemExplanation] | None = ...,
+        eligible_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible_count", b"eligible_count", "items", b"items", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class ItemExplanation(_message.Message):
+    """Where one item stands, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    FIRST_PASS_RANK_FIELD_NUMBER: _builtins.int
+    ABSENCES_FIELD_NUMBER: _builtins.int
+    COUNTERFACTUALS_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """Id of the item."""
+    score: _builtins.float
+    """The exact linear score, all terms included, whether the item may be recommended or not."""
+    probability: _builtins.float
+    """As in Recommendation."""
+    place: _builtins.int
+    """Its place in the list, from 1. Unset: it is not in it."""
+    rank: _builtins.int
+    """1 + the items that may be recommended and have a larger score, by exact scoring of the whole catalogue."""
+    first_pass_rank: _builtins.int
+    """The same by what the candidate search goes by: taste and bias, without the live terms and neighbours."""
+    @_builtins.property
+    def explanation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
+        """Where the score comes from: every event by name, the largest first, then the rest. The values sum to `score`."""
+
+    @_builtins.property
+    def absences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Absence]:
+        """Why it is not in the list, each of which would keep it out alone. Empty when it is in it."""
+
+    @_builtins.property
+    def counterfactuals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counterfactual]:
+        """What would be without single events, those with the largest shares first."""
+
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        score: _builtins.float = ...,
+        probability: _builtins.float = ...,
+        explanation: _abc.Iterable[Global___Contribution] | None = ...,
+        place: _builtins.int | None = ...,
+        rank: _builtins.int = ...,
+        first_pass_rank: _builtins.int = ...,
+        absences: _abc.Iterable[Global___Absence] | None = ...,
+        counterfactuals: _abc.Iterable[Global___Counterfactual] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_place", b"_place", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_place", b"_place", "absences", b"absences", "counterfactuals", b"counterfactuals", "explanation", b"explanation", "first_pass_rank", b"first_pass_rank", "item_id", b"item_id", "place", b"place", "probability", b"probability", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__place: _TypeAlias = _typing.Literal["place"]  # noqa: Y015
+    _WhichOneofArgType__place: _TypeAlias = _typing.Literal["_place", b"_place"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__place) -> _WhichOneofReturnType__place | None: ...
+
+Global___ItemExplanation: _TypeAlias = ItemExplanation  # noqa: Y015
+
+@_typing.final
+class Absence(_message.Message):
+    """One reason why an item is not in a list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SCORE_GAP_FIELD_NUMBER: _builtins.int
+    CONDITION_INDEX_FIELD_NUMBER: _builtins.int
+    kind: Global___AbsenceKind.ValueType
+    """The reason."""
+    score_gap: _builtins.float
+    """By how much the score is below the lowest that would do, when `kind` is SCORE."""
+    condition_index: _builtins.int
+    """The condition that is not met, as its place in `filter.conditions` from 0, when `kind` is FILTERED."""
+    def __init__(
+        self,
+        *,
+        kind: Global___AbsenceKind.ValueType = ...,
+        score_gap: _builtins.float | None = ...,
+        condition_index: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_condition_index", b"_condition_index", "_score_gap", b"_score_gap", "condition_index", b"condition_index", "score_gap", b"score_gap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_condition_index", b"_condition_index", "_score_gap", b"_score_gap", "condition_index", b"condition_index", "kind", b"kind", "score_gap", b"score_gap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__condition_index: _TypeAlias = _typing.Literal["condition_index"]  # noqa: Y015
+    _WhichOneofArgType__condition_index: _TypeAlias = _typing.Literal["_condition_index", b"_condition_index"]  # noqa: Y015
+    _WhichOneofReturnType__score_gap: _TypeAlias = _typing.Literal["score_gap"]  # noqa: Y015
+    _WhichOneofArgType__score_gap: _TypeAlias = _typing.Literal["_score_gap", b"_score_gap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__condition_index) -> _WhichOneofReturnType__condition_index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_gap) -> _WhichOneofReturnType__score_gap | None: ...
+
+Global___Absence: _TypeAlias = Absence  # noqa: Y015
+
+@_typing.final
+class Counterfactual(_message.Message):
+    """Where an item would stand if one event had never been recorded, all else the same: the user's interest vectors, what
+    the liked items say of their neighbours, the live popularity of the event's item, and which items are seen. What was
+    learned from the event for all users together (weights, residuals of young items, segments) stays.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ITEM_ID_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The event."""
+    event_item_id: _builtins.str
+    """The item of that event."""
+    score: _builtins.float
+    """The score of the explained item without the event."""
+    rank: _builtins.int
+    """Its rank without the event, as ItemExplanation.rank."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        event_item_id: _builtins.str = ...,
+        score: _builtins.float = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_item_id", b"event_item_id", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counterfactual: _TypeAlias = Counterfactual  # noqa: Y015

@@ -50,6 +50,11 @@ class RecommendationServiceStub:
                 request_serializer=heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendRequest.SerializeToString,
                 response_deserializer=heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/heliotrope.v1.RecommendationService/Explain',
+                request_serializer=heliotrope_dot_v1_dot_recommendation__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=heliotrope_dot_v1_dot_recommendation__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class RecommendationServiceServicer:
@@ -78,6 +83,15 @@ class RecommendationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explains an answer in full: ranks over the whole catalogue, what would be without single events, and why an item
+        was not recommended. It scores the whole catalogue, so it is for people who look and not for every request. An
+        item that is unknown or was removed is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommendationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +109,11 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
                     servicer.StreamRecommend,
                     request_deserializer=heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendRequest.FromString,
                     response_serializer=heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=heliotrope_dot_v1_dot_recommendation__pb2.ExplainRequest.FromString,
+                    response_serializer=heliotrope_dot_v1_dot_recommendation__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +198,33 @@ class RecommendationService:
             '/heliotrope.v1.RecommendationService/StreamRecommend',
             heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendRequest.SerializeToString,
             heliotrope_dot_v1_dot_recommendation__pb2.StreamRecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heliotrope.v1.RecommendationService/Explain',
+            heliotrope_dot_v1_dot_recommendation__pb2.ExplainRequest.SerializeToString,
+            heliotrope_dot_v1_dot_recommendation__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

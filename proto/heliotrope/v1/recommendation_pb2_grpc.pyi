@@ -41,6 +41,11 @@ class RecommendationServiceStub:
     """Returns the best items for up to 256 users in one call; the cheapest way to ask in bulk."""
     StreamRecommend: _grpc.StreamStreamMultiCallable[_recommendation_pb2.StreamRecommendRequest, _recommendation_pb2.StreamRecommendResponse]
     """Answers each request on the stream, in the order of the requests."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_recommendation_pb2.ExplainRequest, _recommendation_pb2.ExplainResponse]
+    """Explains an answer in full: ranks over the whole catalogue, what would be without single events, and why an item
+    was not recommended. It scores the whole catalogue, so it is for people who look and not for every request. An
+    item that is unknown or was removed is NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class RecommendationServiceAsyncStub(RecommendationServiceStub):
@@ -55,6 +60,11 @@ class RecommendationServiceAsyncStub(RecommendationServiceStub):
     """Returns the best items for up to 256 users in one call; the cheapest way to ask in bulk."""
     StreamRecommend: _aio.StreamStreamMultiCallable[_recommendation_pb2.StreamRecommendRequest, _recommendation_pb2.StreamRecommendResponse]  # type: ignore[assignment]
     """Answers each request on the stream, in the order of the requests."""
+    Explain: _aio.UnaryUnaryMultiCallable[_recommendation_pb2.ExplainRequest, _recommendation_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explains an answer in full: ranks over the whole catalogue, what would be without single events, and why an item
+    was not recommended. It scores the whole catalogue, so it is for people who look and not for every request. An
+    item that is unknown or was removed is NOT_FOUND.
+    """
 
 class RecommendationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers "what next for this user?"."""
@@ -84,5 +94,16 @@ class RecommendationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_recommendation_pb2.StreamRecommendResponse], _abc.AsyncIterator[_recommendation_pb2.StreamRecommendResponse]]:
         """Answers each request on the stream, in the order of the requests."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _recommendation_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recommendation_pb2.ExplainResponse, _abc.Awaitable[_recommendation_pb2.ExplainResponse]]:
+        """Explains an answer in full: ranks over the whole catalogue, what would be without single events, and why an item
+        was not recommended. It scores the whole catalogue, so it is for people who look and not for every request. An
+        item that is unknown or was removed is NOT_FOUND.
+        """
 
 def add_RecommendationServiceServicer_to_server(servicer: RecommendationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

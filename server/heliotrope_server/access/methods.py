@@ -11,6 +11,8 @@ SCOPE_OF: dict[str, Scope | None] = {
     f"{_V1}RecommendationService/Recommend": Scope.RECOMMEND,
     f"{_V1}RecommendationService/BatchRecommend": Scope.RECOMMEND,
     f"{_V1}RecommendationService/StreamRecommend": Scope.RECOMMEND,
+    # It tells what the user did, event by event.
+    f"{_V1}RecommendationService/Explain": Scope.PROFILES,
     f"{_V1}EventService/RecordEvents": Scope.EVENTS,
     f"{_V1}EventService/StreamEvents": Scope.EVENTS,
     f"{_V1}FeedbackService/RecordFeedback": Scope.EVENTS,

@@ -18,6 +18,7 @@ from heliotrope_server.errors import (
     ShardUnreachableError,
 )
 from heliotrope_server.event import Admission, UserEvent
+from heliotrope_server.item_numbers import same_id
 from heliotrope_server.peers import Peer
 from heliotrope_server.profile import Applied
 from heliotrope_server.servicers.recommendation import error_message
@@ -113,7 +114,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                     message.user_id,
                     message.event_id,
                     message.type,
-                    message.item_id,
+                    same_id(message.item_id),
                     message.value if message.HasField("value") else None,
                     None if time is None else time.seconds + time.nanos * 1e-9,
                     message.undone_event_id,

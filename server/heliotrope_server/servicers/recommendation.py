@@ -16,6 +16,7 @@ from heliotrope_server.item_filter import ItemFilter
 from heliotrope_server.list_rules import ListRules
 from heliotrope_server.micro_batcher import Timed
 from heliotrope_server.peers import Peer
+from heliotrope_server.servicers.examination import explain_response
 from heliotrope_server.servicers.item_filter import item_filter
 from heliotrope_server.servicers.reply import encode_batch, encode_response, outcome_of
 from heliotrope_server.servicers.routing import Router, part_s, passed_on, relayed
@@ -38,6 +39,9 @@ class RecommendationServicer:
             "Recommend": grpc.unary_unary_rpc_method_handler(self.recommend, pb.RecommendRequest.FromString),
             "BatchRecommend": grpc.unary_unary_rpc_method_handler(
                 self.batch_recommend, pb.BatchRecommendRequest.FromString
+            ),
+            "Explain": grpc.unary_unary_rpc_method_handler(
+                self.explain, pb.ExplainRequest.FromString, pb.ExplainResponse.SerializeToString
             ),
             "StreamRecommend": grpc.stream_stream_rpc_method_handler(
                 self.stream_recommend, pb.StreamRecommendRequest.FromString
@@ -89,6 +93,15 @@ class RecommendationServicer:
                 self._note(request.requests[place].user_id, outcome)
                 results[place] = outcome_of(encode_response(outcome))
         return encode_batch(results)
+
+    async def explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
+        owner = self._router.owner(request.request.user_id)
+        if owner is not None:
+            call = owner.recommendations.Explain(request, timeout=remaining_s(context), wait_for_ready=True)
+            return await passed_on(owner, call)
+        wished = request.counterfactual_count if request.HasField("counterfactual_count") else None
+        question = self._question(request.request)
+        return explain_response(await self._engine.explain(question, request.item_ids, wished))
 
     async def stream_recommend(
         self, requests: AsyncIterator[pb.StreamRecommendRequest], context: Any

@@ -77,10 +77,26 @@ def test_what_is_not_installed_is_named_with_the_extra():
 
 def test_growth_is_measured_fitted_and_plotted(tmp_path):
     out = tmp_path / "growth.json"
-    arguments = ["--sizes", "500,1000,3000", "--dimension", "15", "--queries", "64", "--rounds", "2"]
+    arguments = [
+        "--sizes",
+        "500,1000,3000",
+        "--dimension",
+        "15",
+        "--queries",
+        "64",
+        "--rounds",
+        "2",
+        "--duration-s",
+        "0.5",
+    ]
     assert main(["growth", *arguments, "--threads", "1", "--work", str(tmp_path), "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["results"]
     assert [row["items"] for row in rows if row.get("mode") == "batch" and "items" in row] == [500, 1_000, 3_000]
+    requests = [row for row in rows if row.get("mode") == "request" and "items" in row]
+    assert [row["items"] for row in requests] == [500, 1_000, 3_000]
+    # A request does what an empty handler does, and more.
+    assert all(row["us"] > 0.0 and 0.0 < row["of_empty"] < 1.0 and len(row["rounds_us"]) == 2 for row in requests)
+    assert [row["mode"] for row in rows if "over_log" in row] == ["request", "single", "batch"]
     assert {row["verdict"] for row in rows if "verdict" in row} <= {"no faster than log n", "faster than log n"}
     assert (tmp_path / "growth.svg").read_text().startswith("<?xml")
 

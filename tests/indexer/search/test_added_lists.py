@@ -38,7 +38,8 @@ def test_lists_and_codes_are_those_that_faiss_would_write(d, per_code):
     scanned = ScannedIndex(index)
     kernel = SearchKernel(vectors, bias, NONE)
     kernel.scan(scanned, 16, np.inf)
-    kernel.add(np.arange(3_000, 6_000), vectors, bias)
+    order = np.argsort(-bias, kind="stable")  # as the build adds them
+    kernel.add(3_000 + order, vectors[order], bias[order])
     added, lists = scanned.added, faiss.downcast_index(index).invlists
     assert len(added) == 3_000
     for number in range(index.nlist):

@@ -24,7 +24,7 @@ def world(n, d, seed=0):
 
 def index_of(vectors, bias, head=0, per_code=1, lists=16):
     rows = index_rows(vectors, bias)
-    return train_index(rows, lists, rows.shape[1] // per_code, head_rows(bias, head))
+    return train_index(rows, bias, lists, rows.shape[1] // per_code, head_rows(bias, head))
 
 
 def test_where_there_is_a_compiler_the_kernel_was_built():
@@ -45,6 +45,42 @@ def test_all_lists_with_a_wide_margin_give_the_exact_list(d, per_code, portable)
         assert best.sizes[place] == 30
         assert set(best.rows[place]) == set(order)
         np.testing.assert_allclose(best.scores[place], scores[best.rows[place]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("by_bias", [True, False])
+def test_the_ends_of_lists_are_left_out_where_bias_decides_and_nothing_is_missed(by_bias):
+    vectors, bias, queries = world(4_000, 12)
+    bias *= 20
+    order = bias if by_bias else np.zeros_like(bias)
+    kernel = SearchKernel(vectors, bias, NONE)
+    scanned = ScannedIndex(train_index(index_rows(vectors, bias), order, 16, 14, NONE))
+    for rows, most in zip(scanned._row_lists(), known(kernel, scanned, 2.0), strict=True):
+        assert most.tolist() == [bias[rows[start:]].max() for start in range(0, len(rows), 32)]
+        assert not by_bias or (np.diff(bias[rows]) <= 0.0).all()
+    for margin in (2.0, 4.0, 30.0):
+        most_bias = known(kernel, scanned, margin)
+        cut = kernel.best(queries, 20, [NONE] * len(queries)).rows
+        for most in most_bias:
+            most[:] = np.inf
+        np.testing.assert_array_equal(cut, kernel.best(queries, 20, [NONE] * len(queries)).rows)
+    np.testing.assert_array_equal(cut, np.argsort(-(queries @ vectors.T + bias), axis=1)[:, :20])
+
+
+def test_a_scan_ends_where_no_larger_bias_follows():
+    vectors, bias, queries = world(4_000, 12)
+    kernel = SearchKernel(vectors, bias, np.arange(4_000)[:20])
+    most_bias = known(kernel, ScannedIndex(index_of(vectors, bias, lists=4)), 8.0)
+    whole = kernel.best(queries, 5, [NONE] * len(queries))
+    assert (whole.rows >= 20).any()
+    for most in most_bias:
+        most[:] = -1e9
+    assert (kernel.best(queries, 5, [NONE] * len(queries)).rows < 20).all()
+
+
+def known(kernel, scanned, margin):
+    """What a kernel that scans all lists knows of the largest biases, to be changed."""
+    kernel.scan(scanned, scanned.lists, margin)
+    return scanned._most_bias
 
 
 def test_both_ways_to_scan_find_the_same():
