@@ -97,7 +97,7 @@ class RecommendationServicer:
     async def explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
         owner = self._router.owner(request.request.user_id)
         if owner is not None:
-            call = owner.recommendations.Explain(request, timeout=remaining_s(context), wait_for_ready=True)
+            call = owner.recommendations.Explain(request, timeout=part_s(context), wait_for_ready=True)
             return await passed_on(owner, call)
         wished = request.counterfactual_count if request.HasField("counterfactual_count") else None
         question = self._question(request.request)
