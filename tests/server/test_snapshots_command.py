@@ -8,7 +8,7 @@ import pytest
 
 from heliotrope_indexer.job_folder import alone
 from heliotrope_indexer.snapshot import SnapshotStore
-from heliotrope_server.folded_maps import kept_map
+from heliotrope_server.folded_maps import kept_passage
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.snapshots_command import main
 from tests.server import worlds
@@ -90,8 +90,8 @@ def test_prune_keeps_the_way_of_folded_sums_out_of_what_it_removes(folder, versi
     gone = before - set(store.versions())
     assert gone
     for version in gone:
-        matrix = kept_map(store, version, LiveCatalogue(store.open()))
-        assert matrix is not None and matrix.shape == (16, 16)
+        passage = kept_passage(store, version, LiveCatalogue(store.open()))
+        assert passage is not None and passage.matrix.shape == (16, 16)
 
 
 def test_prune_leaves_a_version_that_it_cannot_read(folder, versions, capsys):
