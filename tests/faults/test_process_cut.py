@@ -20,9 +20,9 @@ from tests.faults.cutting_proxy import CuttingProxy
 from tests.faults.process_world import LONG, tiny_world
 from tests.faults.test_process_stop import USERS, owners, pid_of_shard
 
-TEARS = 300 if LONG else 15
+TEARS = 300 if LONG else 6
 ONCE = RetryPolicy(max_attempts=1)
-BRIEF_S = 4.0
+BRIEF_S = 2.5
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.faults.stray_files import socket_folders, strange_files, strays
 from tests.faults.test_process_kill import healthy, stored_events
 from tests.server import worlds
 
-KILLS = 60 if LONG else 2
+KILLS = 60 if LONG else 1
 
 
 def free_ports(count):
