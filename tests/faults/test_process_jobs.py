@@ -15,9 +15,9 @@ from tests.faults.killed_job import killed_at
 from tests.faults.process_world import ITEMS, LONG, item_ids, tiny_world
 from tests.faults.stray_files import strays, unnamed_pieces
 
-FULL_DISKS = 60 if LONG else 4
+FULL_DISKS = 60 if LONG else 3
 BUILDERS = 6 if LONG else 2
-INCREMENTAL_KILLS = 200 if LONG else 8
+INCREMENTAL_KILLS = 200 if LONG else 4
 INCREMENTAL_STEPS = 400
 """About how many steps on the disk such a build takes."""
 

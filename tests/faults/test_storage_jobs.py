@@ -96,7 +96,7 @@ def test_a_publication_that_is_killed_is_there_or_not(tmp_path, snapshots, small
     scratch = (small_disk.folder if elsewhere else tmp_path) / "scratch"
     third = json.loads((tmp_path / "draft" / "manifest.json").read_text())["version"]
     before = snapshots.current()
-    for step in steps(10):
+    for step in steps(5):
         killed = killed_at(step, publish, snapshots.path, tmp_path / "draft", scratch)
         assert_whole(snapshots, {before, third} if killed else {third})
         assert killed or strays(snapshots.path) == []
@@ -112,7 +112,7 @@ def test_a_publication_that_is_killed_is_there_or_not(tmp_path, snapshots, small
 
 def test_a_switch_of_the_pointer_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, snapshots):
     first, second = snapshots.current(), snapshots.versions()[0]
-    for step in steps(10):
+    for step in steps(5):
         killed = killed_at(step, activate, snapshots.path, second)
         assert_whole(snapshots, {first, second} if killed else {second})
         assert snapshots.standing()[-1] == snapshots.current()
@@ -128,7 +128,7 @@ def test_a_switch_of_the_pointer_that_is_killed_leaves_the_old_or_the_new_one(tm
 def test_a_removal_that_is_killed_is_finished_by_the_next(tmp_path, snapshots):
     first, second = snapshots.current(), snapshots.versions()[0]
     (tmp_path / "rejected").write_text("{}\n")
-    for step in steps(10):
+    for step in steps(5):
         snapshots.keep_rejects(second, tmp_path / "rejected")
         shutil.copytree(tmp_path / "store" / second, tmp_path / "kept", dirs_exist_ok=True)
         killed = killed_at(step, remove, snapshots.path, second)
@@ -149,7 +149,7 @@ def test_a_removal_that_is_killed_is_finished_by_the_next(tmp_path, snapshots):
 
 
 def test_a_key_that_is_made_by_many_at_once_or_killed_is_one_key(tmp_path):
-    for step in steps(10):
+    for step in steps(5):
         data = tmp_path / f"data-{step}"
         data.mkdir()
         killed = killed_at(step, audit_key, data)
@@ -218,7 +218,7 @@ def test_shards_that_are_cut_anew_lose_nobody_wherever_that_is_killed(tmp_path):
     copy = shutil.copytree(FIXTURE / "data", tmp_path / "copy")
     expected = events_of(copy)
     assert sum(expected.values()) > 50
-    for step in steps(3):
+    for step in steps(2):
         data = shutil.copytree(FIXTURE / "data", tmp_path / f"data-{step}")
         killed = killed_at(step, cut, data, 2)
         cut(data, 2)
