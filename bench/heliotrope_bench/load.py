@@ -42,7 +42,7 @@ RECALL_USERS = 200
 BARE_USERS = 512
 STREAMS = 8
 INTAKE_BATCHES = (100, 1_000)
-SWEEP = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Offered rates of the sweep, as shares of what the closed loop reached."""
 
 INTAKE_BATCHES = (100, 1_000)

@@ -173,10 +173,11 @@ class Shard:
         lanes = make_lanes([ErrorInterceptor(), access])
         # Health and administration have queues of their own: they answer beside a flood.
         add_services([SharedQueue(lane) for lane in lanes], lanes, public=True)
+        certificates = self._certificates()
         for lane in lanes:
             health_pb2_grpc.add_HealthServicer_to_server(health_servicer, lane)
             reflection.enable_server_reflection([*_SERVICES, reflection.SERVICE_NAME, health.SERVICE_NAME], lane)
-            self._listen(lane)
+            self._listen(lane, certificates)
 
         if leader is None:
             await switch.begin()
@@ -185,7 +186,7 @@ class Shard:
             await lane.start()
         exchange = asyncio.create_task(exchange_for_ever(engine, peers))
         residual_exchange = asyncio.create_task(exchange_residuals_for_ever(engine, peers))
-        watch = asyncio.create_task(_watch_health(engine, health_servicer))
+        watch = asyncio.create_task(_watch(engine, health_servicer, certificates))
         forward = self._start_learning(engine.learning, peers)
         canary.start()
         follow = asyncio.create_task(follow_for_ever(engine, activation, canary, settings.served))
@@ -278,20 +279,25 @@ class Shard:
         for server in admin_servers:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
 
-    def _listen(self, server: Any) -> None:
+    def _certificates(self) -> Certificates | None:
         settings = self._settings.server
+        if not (settings.tls_certificate and settings.tls_key):
+            return None
+        return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_authorities)
+
+    def _listen(self, server: Any, certificates: Certificates | None) -> None:
         for address in self._settings.listen:
-            if settings.tls_certificate and settings.tls_key:
-                authorities = settings.tls_client_authorities
-                certificates = Certificates(settings.tls_certificate, settings.tls_key, authorities)
-                server.add_secure_port(address, certificates.credentials())
-            else:
+            if certificates is None:
                 server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, certificates.credentials())
 
 
-async def _watch_health(engine: Engine, servicer: Any) -> None:
-    """Turns health to NOT_SERVING when the log or the checkpoints have failed."""
+async def _watch(engine: Engine, servicer: Any, certificates: Certificates | None) -> None:
+    """Turns health to NOT_SERVING when the log or the checkpoints have failed; looks for new certificates."""
     while True:
+        if certificates is not None:
+            certificates.look()
         status = (
             health_pb2.HealthCheckResponse.SERVING if engine.healthy else health_pb2.HealthCheckResponse.NOT_SERVING
         )

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+import threading
 from pathlib import Path
 
 import grpc
@@ -13,35 +14,52 @@ logger = logging.getLogger(__name__)
 
 class Certificates:
     """A chain and its key as PEM files, and the authorities whose clients are let in (None: no client is asked for a
-    certificate). Files that changed are read at the next connection; connections that are open stay as they are.
+    certificate). Files that changed are read at the next connection, or the next `look`; connections that are open stay
+    as they are.
     """
 
     def __init__(self, chain: Path, key: Path, authorities: Path | None) -> None:
         """Raises CertificateError for files that are no pair, or no certificates."""
         self._chain, self._key, self._authorities = chain, key, authorities
+        self._looking = threading.Lock()
+        self._problem = ""
         self._stamps = self._now()
-        self._first = self._configuration()
+        self._current = self._configuration()
 
     def credentials(self) -> grpc.ServerCredentials:
+        """For one server; all servers of a process present the same certificate at any time."""
+        given = self._current
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            """For gRPC, at each connection: what is new since it last asked."""
+            nonlocal given
+            self.look()
+            if self._current is given:
+                return None
+            given = self._current
+            return given
+
         return grpc.dynamic_ssl_server_credentials(
-            self._first,
-            self._changed,  # type: ignore[arg-type]  # None is as good as documented: nothing has changed
+            given,
+            changed,  # type: ignore[arg-type]  # None is as good as documented: nothing has changed
             require_client_authentication=self._authorities is not None,
         )
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """For gRPC, at each connection: the files if they have changed, and can be used."""
-        try:
-            stamps = self._now()
-            if stamps == self._stamps:
-                return None
-            self._stamps = stamps
-            configuration = self._configuration()
-            logger.info("new connections get the certificate that is now in %s", self._chain)
-            return configuration
-        except CertificateError as error:
-            logger.error("new connections get the certificate from before: %s", error)
-            return None
+    def look(self) -> None:
+        """Takes the files if they have changed, and can be used; else says so once, and all stays as it was."""
+        with self._looking:
+            try:
+                stamps = self._now()
+                if stamps == self._stamps:
+                    return
+                self._stamps = stamps
+                self._current = self._configuration()
+                self._problem = ""
+                logger.info("new connections get the certificate that is now in %s", self._chain)
+            except CertificateError as error:
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    logger.error("new connections get the certificate from before: %s", error)
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         try:
