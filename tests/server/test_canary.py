@@ -103,7 +103,7 @@ async def watched(engine, monkeypatch, *, watch=True):
     return said
 
 
-@pytest.mark.parametrize("bad", [0, 6])
+@pytest.mark.parametrize("bad", [0, 9])
 async def test_a_retriever_that_misses_much_is_called_bad(tmp_path, monkeypatch, bad):
     served = worlds.catalogue(tmp_path)
     async with worlds.engine(tmp_path, served, make_retriever=lambda one: BadRetriever(one, bad)) as engine:
