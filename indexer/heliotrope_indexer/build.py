@@ -8,6 +8,7 @@ removes, and the embedding cache, which makes a repeated build short.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -21,10 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from heliotrope_indexer.ann_index import EXACT_UP_TO, MeasuredIndex, build_index, served_queries
+from heliotrope_indexer.ann_index import EXACT_INSTEAD_UP_TO, EXACT_UP_TO, MeasuredIndex, build_index, served_queries
 from heliotrope_indexer.degenerate import degenerate
 from heliotrope_indexer.embedding_cache import Encoder
-from heliotrope_indexer.errors import GatesShutError, SnapshotError, WeightsError
+from heliotrope_indexer.errors import GatesShutError, IndexQualityError, SnapshotError, WeightsError
 from heliotrope_indexer.events import EventTable
 from heliotrope_indexer.features import features
 from heliotrope_indexer.gate_figures import REPLAY_CELLS, Figures, Served, compare, fresh_recall, some_targets
@@ -42,6 +43,8 @@ from heliotrope_indexer.snapshot import Snapshot, SnapshotStore, write_snapshot
 from heliotrope_indexer.tuning import HORIZONS, Recipe, Scoring, Tuned, Tuner, recipe_summary, scoring
 from heliotrope_indexer.weights import Weights, read_weights
 from heliotrope_indexer.young_items import YoungFit, fit_young_items
+
+logger = logging.getLogger(__name__)
 
 BUILD_REVISION = 10
 """Raised when the same input would make another snapshot."""
@@ -425,7 +428,13 @@ def _index(request: BuildRequest, plan: _Plan, steps: Steps) -> MeasuredIndex | 
         plan.vectors, plan.scoring_matrices, plan.prior, plan.parameters.kappas, weights=plan.counts
     )
     with steps.step("build and measure the index", 9) as advance:
-        return build_index(plan.vectors, plan.bias, queries, threads=request.threads, progress=advance)
+        try:
+            return build_index(plan.vectors, plan.bias, queries, threads=request.threads, progress=advance)
+        except IndexQualityError as error:
+            if len(plan.vectors) > EXACT_INSTEAD_UP_TO:
+                raise
+            logger.warning("the catalogue is small enough to be searched exactly: %s", error)
+            return None
 
 
 def _young(request: BuildRequest, job: JobInput, plan: _Plan, steps: Steps) -> YoungFit | None:

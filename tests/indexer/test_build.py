@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heliotrope_indexer import ann_index
 from heliotrope_indexer import build as build_module
 from heliotrope_indexer.build import BuildRequest, build
 from heliotrope_indexer.catalog_item import CatalogItem
 from heliotrope_indexer.catalogue_delta import AbsorbedDelta, CatalogueDelta
-from heliotrope_indexer.errors import EmptyCatalogueError, SettingsError, StoreBusyError
+from heliotrope_indexer.errors import EmptyCatalogueError, IndexQualityError, SettingsError, StoreBusyError
 from heliotrope_indexer.features import feature_mean, features
 from heliotrope_indexer.progress import Steps
 from heliotrope_indexer.snapshot import SnapshotStore
@@ -113,6 +114,26 @@ def test_a_large_catalogue_gets_an_index(
     assert snapshot.parameters.search is not None
     assert result.manifest.quality["recall_at_100"] >= 0.95
     assert build(shop(catalogue=Source(path), exact_index=True), encoder, steps).manifest.parameters.search is None
+
+
+def test_where_no_index_is_good_enough_a_small_catalogue_is_searched_exactly_and_a_large_one_is_refused(
+    shop: Shop,
+    encoder: WordEncoder,
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(build_module, "EXACT_UP_TO", 1_000)
+    monkeypatch.setattr(ann_index, "RECALL_AT_10", 1.1)
+    path = tmp_path / "many.csv"
+    path.write_text("id,title\n" + "".join(f"i{row},thing {row}\n" for row in range(1_100)))
+    result = build(shop(catalogue=Source(path)), encoder, steps)
+    assert result.manifest.parameters.search is None and shop().store.open().index() is None
+    assert "small enough to be searched exactly: no index of" in caplog.text
+    monkeypatch.setattr(build_module, "EXACT_INSTEAD_UP_TO", 1_000)
+    with pytest.raises(IndexQualityError, match="use an exact retriever"):
+        build(replace(shop(catalogue=Source(path)), seed=1), encoder, steps)
 
 
 def test_a_build_into_a_url(shop: Shop, encoder: WordEncoder, steps: Steps, tmp_path: Path) -> None:
