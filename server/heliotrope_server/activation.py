@@ -14,6 +14,7 @@ from heliotrope_server.catalogue_log import Changes
 from heliotrope_server.engine import Engine
 from heliotrope_server.errors import SnapshotUnusableError
 from heliotrope_server.folded_maps import kept_passage
+from heliotrope_server.garbage import undisturbed
 from heliotrope_server.live_catalogue import LiveCatalogue
 from heliotrope_server.pace import Pace
 from heliotrope_server.residuals import Heard
@@ -57,7 +58,8 @@ class Activation:
         async with self._preparing:
             self.abandon()
             try:
-                self._prepared = await self._made_ready(version)
+                with undisturbed():
+                    self._prepared = await self._made_ready(version)
             except BaseException:
                 self.abandon()
                 raise

@@ -36,6 +36,7 @@ from heliotrope_server.event_records import (
 )
 from heliotrope_server.examiner import Examination, Examiner
 from heliotrope_server.freshness import Freshness
+from heliotrope_server.garbage import settle
 from heliotrope_server.learning.online import OnlineLearning
 from heliotrope_server.list_rules import MAX_DIVERSE_COUNT, check_rules
 from heliotrope_server.live_catalogue import LiveCatalogue
@@ -57,6 +58,8 @@ MAX_EXCLUDED = 10_000
 MAX_INTERESTS = 16
 MAX_TEXT = 2000
 
+_SETTLED = 1_024
+"""Changes of the catalogue after which the garbage collector is told of the objects that they made."""
 _MAX_BATCH = 64  # keeps the event loop busy for a few milliseconds at most
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,7 @@ class Engine:
         self.learning: OnlineLearning | None = None
         self.residuals = Residuals()
         self.event_count = 0
+        self._settled_at = 0
         self.applied_lsn = 0
         self._wall_clock = wall_clock
         self._log_folder = folder / "log"
@@ -533,6 +537,9 @@ class Engine:
         self.changes.catch_up(self.catalogue, *([] if self.successor is None else [self.successor]))
         self.popularity.grow(self.catalogue.size)
         self.answerer.follow()
+        if self.changes.sequence - self._settled_at >= _SETTLED:
+            self._settled_at = self.changes.sequence
+            settle()
 
     def adopt(self, catalogue: LiveCatalogue, prepared: Succession | None = None) -> None:
         """Swaps to another catalogue, between two batches. Profiles are re-derived as they are next touched.

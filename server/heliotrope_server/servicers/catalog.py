@@ -1,8 +1,8 @@
 """CatalogService. Reads are answered by any shard; writes are made by shard 0 and awaited on all."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -28,6 +28,9 @@ DEFAULT_PAGE = 100
 MAX_DESCRIPTION = 20_000
 MAX_CATEGORIES = 64
 PEER_TIMEOUT_S = 5.0
+_SLICE = 32
+
+T = TypeVar("T")
 
 
 class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
@@ -43,8 +46,10 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         self._writing = asyncio.Lock()
 
     async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:
-        items = [checked_item(item) for item in request.items]
-        _check_size("items", len(items), MAX_BATCH)
+        _check_size("items", len(request.items), MAX_BATCH)
+        items = []
+        async for part in _slices(request.items):
+            items += [checked_item(item) for item in part]
         writer = self._router.catalogue_writer()
         if writer is not None:
             return await passed_on(
@@ -125,20 +130,22 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         )
 
     async def _upsert(
-        self, items: list[CatalogItem], messages: Iterable[pb.Item], context: Any
+        self, items: list[CatalogItem], messages: Sequence[pb.Item], context: Any
     ) -> pb.UpsertItemsResponse:
         """`items` are those of the messages, checked."""
         while True:
             catalogue = self._engine.catalogue
-            known = known_vectors(messages, catalogue.snapshot)
+            known: dict[str, NDArray[np.float32]] = {}
+            async for part in _slices(messages):
+                known |= known_vectors(part, catalogue.snapshot)
             changed = [item for item in items if item.item_id in known or not self._is_served(item)]
             entries, truncated = await self._embedded(changed, known) if changed else ([], [])
             async with self._writing:
                 if self._engine.catalogue is not catalogue:
                     continue  # what the items keep of those they replace is of another snapshot now
                 replaced = sum(self._engine.knows_item(item.item_id) for item in items)
-                if entries:
-                    await self._write([encode_upsert(entry) for entry in entries], context)
+                async for written in _slices(entries):
+                    await self._write([encode_upsert(entry) for entry in written], context)
             return pb.UpsertItemsResponse(
                 created_count=len(items) - replaced, replaced_count=replaced, truncated_item_ids=truncated
             )
@@ -210,6 +217,16 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
                 raise unreachable(peer) from outcome
             if isinstance(outcome, BaseException):
                 raise outcome
+
+
+async def _slices(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """A few at a time: between them the loop turns to others. An item takes some 40 us in each of three steps, and 256
+    at once were what the slowest requests of that time waited for.
+    """
+    for start in range(0, len(items), _SLICE):
+        if start:
+            await asyncio.sleep(0)
+        yield items[start : start + _SLICE]
 
 
 def checked_item(message: pb.Item) -> CatalogItem:
