@@ -91,7 +91,7 @@ class Absences:
         assert time_s is not None
         found = []
         if profile is not None and not question.include_seen:
-            seen = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
+            seen = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.moves))
             if row in seen:
                 found.append(Absence(SEEN))
         if catalogue.item_ids[row] in question.excluded_item_ids:

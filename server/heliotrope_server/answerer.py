@@ -385,7 +385,7 @@ def excluded_rows(question: Question, profile: Profile | None, catalogue: LiveCa
     """Rows that a question leaves out: those the user has touched, unless it includes them, and those it names."""
     rows = _NO_ROWS
     if profile is not None and not question.include_seen:
-        rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.revision))
+        rows = profile.seen_rows(catalogue.rows_of, (catalogue.generation, catalogue.moves))
     if question.excluded_item_ids:
         named = {catalogue.rows[item] for item in question.excluded_item_ids if item in catalogue.rows}
         rows = np.union1d(rows, np.array(sorted(named), dtype=np.int64))

@@ -22,7 +22,7 @@ from heliotrope_indexer.parameters import Parameters
 from heliotrope_indexer.snapshot import CatalogItem, Snapshot
 from heliotrope_server.event import KIND_NAMES
 from heliotrope_server.interest import GainTable
-from heliotrope_server.item_numbers import ids_from, item_id_of, numbered
+from heliotrope_server.item_numbers import ids_from, item_id_of, known_number, numbered
 from heliotrope_server.passage import Passage, fitted_map
 from heliotrope_server.served_ids import ServedIds, ServedRows
 
@@ -78,6 +78,8 @@ class LiveCatalogue:
         LiveCatalogue._generations += 1
         self.generation = LiveCatalogue._generations
         self.revision = 0
+        # Grows when an item that a profile may know gets, loses or changes its row.
+        self.moves = 0
         self.snapshot = snapshot
         self.version = snapshot.version
         self.parameters: Parameters = snapshot.parameters
@@ -282,6 +284,8 @@ class LiveCatalogue:
         self.alive[row] = True
         self.alive_count += 1
         self.revision += 1
+        # An id without a number stands in no profile: a new item costs those who ask nothing.
+        self.moves += old_row is not None or known_number(entry.item.item_id) is not None
         return old_row is None
 
     def delete(self, item_id: str) -> bool:
@@ -292,6 +296,7 @@ class LiveCatalogue:
         self._bury(row)
         self._moved = None
         self.revision += 1
+        self.moves += 1
         return True
 
     def nearest(self, query: NDArray[np.float32], count: int) -> list[tuple[int, float]]:

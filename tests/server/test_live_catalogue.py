@@ -3,6 +3,8 @@
 import numpy as np
 
 from heliotrope_indexer.snapshot import CatalogItem
+from heliotrope_server.answerer import Question
+from heliotrope_server.event import EventKind, UserEvent
 from heliotrope_server.item_numbers import item_id_of, known_number, number_of
 from heliotrope_server.live_catalogue import DeltaItem
 from tests.server import worlds
@@ -34,3 +36,33 @@ def test_a_number_stands_for_one_item_id():
     numbers = [number_of(item_id) for item_id in ("numbered", "numbered as well", "numbered")]
     assert numbers[0] == numbers[2] != numbers[1]
     assert [item_id_of(number) for number in numbers] == ["numbered", "numbered as well", "numbered"]
+
+
+async def test_what_a_user_has_seen_follows_every_move_of_its_rows(tmp_path):
+    served = worlds.catalogue(tmp_path)
+
+    def event(item_id):
+        return UserEvent("u", f"e-{item_id}", EventKind.VIEW, item_id, 1.0, 1_699_000_000_000_000)
+
+    def entry(item_id):
+        return DeltaItem(CatalogItem(item_id, "t"), np.ones(16, np.float32), None, 9.0, served.version, "none")
+
+    async with worlds.engine(tmp_path, served, wall_clock=lambda: 1.7e9) as engine:
+        seen = {"i3", "i5"}
+        await engine.record([event(item_id) for item_id in sorted(seen)])
+
+        async def listed():
+            engine.popularity.grow(served.size)
+            engine.answerer.follow()
+            return set((await engine.recommend(Question("u", 500))).result.item_ids)
+
+        assert not await listed() & seen
+        before = served.moves
+        served.upsert(entry("never-heard-of"))
+        assert served.moves == before and "never-heard-of" in await listed()
+        for change in (served.upsert, lambda one: served.delete(one.item.item_id), served.upsert):
+            change(entry("i3"))
+            assert served.moves > before and not await listed() & seen
+            before = served.moves
+        await engine.record([event("never-heard-of")])
+        assert "never-heard-of" not in await listed()
