@@ -59,29 +59,36 @@ class ExactAnswers:
         """How much of a list is right. An item that was on its way when the list was asked for may be in it, and the
         events behind the first `settled` (None: all are) may count for how popular an item is, or not yet.
         """
-        found = [self._judge(served, events, counted) for counted in (events, events[:settled])]
-        return max(found, key=lambda judged: judged.right)
-
-    def _judge(self, served: Served, events: Sequence[Event], counted: Sequence[Event]) -> Judged:
         space = self._spaces.get(served.snapshot_version)
         if space is None:
             space = self._spaces[served.snapshot_version] = _Space(
                 self._store, served.snapshot_version, self._newcomers
             )
         own = [event for event in events if event.user_id == served.user_id]
-        scores = space.scores(own, counted, served.time_s)
         listed = [space.row_of[item_id] for item_id in served.item_ids]
+        count = len(served.item_ids)
+        all_counted, some = (
+            self._scores(space, served, own, listed, counted) for counted in (events, events[:settled])
+        )
+        right = max(hits(scores, listed, count) for scores in (all_counted, some))
+        # An event lifts its item, and which of the last ones did is not known. So an item is missed for certain where
+        # without them it stands above what the last place can have with them, beyond rounding: what ties may be out.
+        cut = float(np.partition(all_counted, -count)[-count])
+        known = np.array(space.rows_of_newcomers[: served.acknowledged], np.int64)
+        best = known[some[known] > cut + 1e-5 * max(1.0, abs(cut))]
+        missing = [space.item_ids[row] for row in np.setdiff1d(best, listed).tolist()]
+        return Judged(right, count, missing)
+
+    def _scores(
+        self, space: "_Space", served: Served, own: Sequence[Event], listed: Sequence[int], counted: Sequence[Event]
+    ) -> NDArray[np.float64]:
+        """(n,) scores of what the list could hold, -infinity for the rest."""
+        scores = space.scores(own, counted, served.time_s)
         pending = np.array(space.rows_of_newcomers[served.acknowledged :], np.int64)
         scores[np.setdiff1d(pending, listed)] = -np.inf
         if not served.with_seen:
             scores[[space.row_of[event.item_id] for event in own]] = -np.inf
-        count = len(served.item_ids)
-        cut = float(np.partition(scores, -count)[-count])
-        known = np.array(space.rows_of_newcomers[: served.acknowledged], np.int64)
-        # Beyond rounding: what ties with the last place may stand in it or not.
-        best = known[scores[known] > cut + 1e-5 * max(1.0, abs(cut))]
-        missing = [space.item_ids[row] for row in np.setdiff1d(best, listed).tolist()]
-        return Judged(hits(scores, listed, count), count, missing)
+        return scores
 
 
 class _Space:
