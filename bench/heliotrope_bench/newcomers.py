@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from heliotrope import Item, make_item
-from heliotrope.v1.catalog_pb2 import TextEmbedding
-from heliotrope_bench.errors import BenchError
-from heliotrope_export import ExportError, TextEncoder
-from heliotrope_indexer.embedding_cache import EmbeddingCache
-from heliotrope_indexer.errors import IndexerError
+from heliotrope import Item, TextEmbedding, make_item
+from heliotrope_bench.text_features import embedded
 
 LOT = "lot"
 """Attribute of every newcomer: the number of the call that brought it, as text."""
@@ -29,13 +25,7 @@ class Newcomers:
     @classmethod
     def embedded(cls, texts: Sequence[str], model: Path, cache: Path) -> "Newcomers":
         """Embeds what the cache does not know. Raises BenchError when the model or the cache can't be read."""
-        try:
-            encoder = TextEncoder.open(model, threads=2)
-            with EmbeddingCache(cache) as store:
-                pooled, _, _ = store.embed(texts, encoder)
-        except (ExportError, IndexerError) as error:
-            raise BenchError(str(error)) from error
-        return cls(texts, pooled, encoder.model_version)
+        return cls(texts, *embedded(texts, model, cache))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -48,8 +38,7 @@ class Newcomers:
         """The next `count` items from place `start` on, marked as of this lot."""
         items = []
         for place in range(start, min(start + count, len(self))):
-            item = make_item(f"n{place}", self.texts[place], attributes={LOT: str(number)})
             embedding = TextEmbedding(model_version=self.model_version, values=self.pooled[place].tolist())
-            item.text_embedding.CopyFrom(embedding)
-            items.append(item)
+            marked = {LOT: str(number)}
+            items.append(make_item(f"n{place}", self.texts[place], attributes=marked, text_embedding=embedding))
         return items

@@ -45,11 +45,20 @@ def measured_features(
     texts: Sequence[str], model: Path, cache: Path, *, mean: NDArray[np.float32] | None = None
 ) -> TextFeatures:
     """The same with all that is needed to give other texts theirs; `mean` (D,): that of other texts, not their own."""
+    pooled, model_version = embedded(texts, model, cache)
+    centre = feature_mean(pooled) if mean is None else mean
+    return TextFeatures(features(pooled, centre), pooled, centre, model_version)
+
+
+def embedded(texts: Sequence[str], model: Path, cache: Path) -> tuple[NDArray[np.float32], str]:
+    """What the model makes of texts (n, D), not normalised, and its version; what the cache knows is not embedded.
+
+    Raises BenchError when the model or the cache can't be read.
+    """
     try:
         encoder = TextEncoder.open(model, threads=2)
         with EmbeddingCache(cache) as store:
             pooled, _, _ = store.embed(texts, encoder)
     except (ExportError, IndexerError) as error:
         raise BenchError(str(error)) from error
-    centre = feature_mean(pooled) if mean is None else mean
-    return TextFeatures(features(pooled, centre), pooled, centre, encoder.model_version)
+    return pooled, encoder.model_version

@@ -11,9 +11,12 @@ from contextlib import contextmanager
 
 
 def settle() -> None:
-    """Collects what is garbage among the objects since the last time, and takes the others for staying."""
-    gc.collect()
-    gc.freeze()
+    """Collects what is garbage among the objects since the last time, and takes the others for staying. Nothing while
+    the collector is off: `undisturbed` ends with that, and until then there is much to look at.
+    """
+    if gc.isenabled():
+        gc.collect()
+        gc.freeze()
 
 
 @contextmanager

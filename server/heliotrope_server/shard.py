@@ -6,7 +6,6 @@ standard output.
 """
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -44,6 +43,7 @@ from heliotrope_server.byte_gate import ByteGate
 from heliotrope_server.canary import Canary
 from heliotrope_server.embedder import Embedder
 from heliotrope_server.engine import Engine
+from heliotrope_server.garbage import settle
 from heliotrope_server.gpu_retriever import SearchDevice
 from heliotrope_server.interceptor import ErrorInterceptor
 from heliotrope_server.lanes import SharedQueue, let_threads_finish, make_lanes
@@ -192,8 +192,7 @@ class Shard:
         follow = asyncio.create_task(follow_for_ever(engine, activation, canary, settings.served))
         keep_socket = asyncio.create_task(internal.keep_for_ever())
         # What was loaded lives for ever: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        settle()
         # The threads that write logs and checkpoints need the interpreter for microseconds; with the default of 5 ms
         # each of their turns would show in the tail.
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,7 +1,6 @@
 """The lifecycle bench on a real server, for seconds; its latencies mean nothing here, what it finds does."""
 
 import asyncio
-import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from heliotrope import Event
 from heliotrope_bench.command import main
 from heliotrope_bench.exact_answers import ExactAnswers, Served
 from heliotrope_bench.newcomers import Newcomers
-from heliotrope_bench.titles import FILES
 from heliotrope_server.answerer import Question
 from heliotrope_server.event import EventKind, UserEvent
+from tests.bench.titles_folder import write_titles
 from tests.server import worlds
 
 PHASES = [
@@ -33,12 +32,9 @@ NOW_S = 1.7e9
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "titles-large"
-    folder.mkdir(parents=True)
-    for number, name in enumerate(FILES):
-        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
-            file.writelines(f"thing {row} of kind {number}\tand what it is for\n" for row in range(3_000))
-    return folder.parent
+    return write_titles(
+        tmp_path / "data", 3_000, lambda number, row: f"thing {row} of kind {number}\tand what it is for"
+    )
 
 
 def test_a_server_is_followed_from_its_first_item_to_the_rollback(

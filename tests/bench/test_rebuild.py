@@ -1,6 +1,5 @@
 """The bench of the rebuild job: the real job runs twice and its stages are told apart."""
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -11,18 +10,15 @@ from heliotrope_bench import watched_job
 from heliotrope_bench.command import main
 from heliotrope_bench.errors import JobFailedError
 from heliotrope_bench.rebuild import EMBEDDING, WHOLE
-from heliotrope_bench.titles import FILES
 from heliotrope_bench.watched_job import REST, watch_job
+from tests.bench.titles_folder import write_titles
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "titles-large"
-    folder.mkdir(parents=True)
-    for number, name in enumerate(FILES):
-        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
-            file.writelines(f"thing {row // 2} of kind {number}\tand what it is for\n" for row in range(30))
-    return folder.parent
+    return write_titles(
+        tmp_path / "data", 30, lambda number, row: f"thing {row // 2} of kind {number}\tand what it is for"
+    )
 
 
 def test_each_stage_is_measured_from_nothing_and_with_known_embeddings(

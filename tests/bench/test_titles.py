@@ -1,6 +1,5 @@
 """The catalogues of many short texts."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,12 @@ from heliotrope_bench.errors import DatasetError
 from heliotrope_bench.titles import FILES, principal_directions, titles, titles_store
 from heliotrope_export import TextEncoder
 from heliotrope_indexer.snapshot import SnapshotStore
+from tests.bench.titles_folder import write_titles
 
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    folder = tmp_path / "data" / "titles-large"
-    folder.mkdir(parents=True)
-    for number, name in enumerate(FILES):
-        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
-            file.writelines(f'kind {number}\tthing "{row}"\tmore\n' for row in range(3))
-    return folder.parent
+    return write_titles(tmp_path / "data", 3, lambda number, row: f'kind {number}\tthing "{row}"\tmore')
 
 
 def test_texts_come_file_by_file_with_their_quotes(data):
