@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from heliotrope import Event
 from heliotrope_bench.newcomers import Newcomers
-from heliotrope_bench.recall import hits
 from heliotrope_indexer.snapshot import SnapshotStore
 
 COUNTED_LATE_S = 0.25
@@ -70,10 +69,11 @@ class ExactAnswers:
         all_counted, some = (
             self._scores(space, served, own, listed, counted) for counted in (events, events[:settled])
         )
-        right = max(hits(scores, listed, count) for scores in (all_counted, some))
-        # An event lifts its item, and which of the last ones did is not known. So an item is missed for certain where
-        # without them it stands above what the last place can have with them, beyond rounding: what ties may be out.
-        cut = float(np.partition(all_counted, -count)[-count])
+        # An event lifts its item, and which of the last ones did is not known. So an item is wrong for certain where with
+        # them it stands below what the last place has without them, and missed for certain where without them it stands
+        # above what the last place can have with them; beyond rounding: what ties may be in or out.
+        lowest, cut = (float(np.partition(scores, -count)[-count]) for scores in (some, all_counted))
+        right = int(np.count_nonzero(all_counted[listed] >= lowest - 1e-5 * max(1.0, abs(lowest))))
         known = np.array(space.rows_of_newcomers[: served.acknowledged], np.int64)
         best = known[some[known] > cut + 1e-5 * max(1.0, abs(cut))]
         missing = [space.item_ids[row] for row in np.setdiff1d(best, listed).tolist()]
