@@ -69,9 +69,9 @@ class ExactAnswers:
         all_counted, some = (
             self._scores(space, served, own, listed, counted) for counted in (events, events[:settled])
         )
-        # An event lifts its item, and which of the last ones did is not known. So an item is wrong for certain where with
-        # them it stands below what the last place has without them, and missed for certain where without them it stands
-        # above what the last place can have with them; beyond rounding: what ties may be in or out.
+        # An event lifts its item, and which of the last ones did is not known. So an item is wrong for certain where
+        # with them it stands below what the last place has without them, and missed for certain where without them it
+        # stands above what the last place can have with them; beyond rounding: what ties may be in or out.
         lowest, cut = (float(np.partition(scores, -count)[-count]) for scores in (some, all_counted))
         right = int(np.count_nonzero(all_counted[listed] >= lowest - 1e-5 * max(1.0, abs(lowest))))
         known = np.array(space.rows_of_newcomers[: served.acknowledged], np.int64)
